@@ -1,0 +1,54 @@
+# `make help` lists what there is. Every target but help and clean sets up .venv first, which costs nothing once it is current.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+
+# Options of the demo, passed on only when given to make itself (make demo DATA=mine.jsonl ROUNDS=5): names as common as TEST
+# or OUT may stand in anybody's environment.
+DEMO_OPTIONS := DATA TEST MODEL AGENTS ROUNDS RANKS BUDGETS COMPARE OUT
+lower = $(shell tr '[:upper:]' '[:lower:]' <<<'$(1)')
+quoted = '$(subst ','\'',$(1))'
+given = $(and $(findstring command line,$(origin $(1))),$($(1)))
+demo_arguments = $(foreach name,$(DEMO_OPTIONS),$(if $(call given,$(name)),--$(call lower,$(name)) $(call quoted,$($(name)))))
+
+.PHONY: help setup demo test check format protos lock clean
+
+help: ## list the targets
+	@echo 'SHE-LoRA: federated fine-tuning with selectively encrypted LoRA updates'
+	@echo
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do \
+	  printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo '  options of the demo: DATA=train.jsonl TEST=test.jsonl MODEL=path AGENTS=4 ROUNDS=3 RANKS=4,8,16,32'
+	@echo '                       BUDGETS=full,25%,5%,auto COMPARE=plaintext OUT=build/demo'
+
+setup: ## find a usable Python, make .venv, install the locked packages
+	@scripts/setup.sh
+
+demo: setup ## key manager, aggregator and four agents tune a model together on this machine
+	@exec $(BIN)/python -m services.operators.demo $(demo_arguments)
+
+test: check ## everything CI runs: check, then unit, contract, service, simulation and e2e tests, and the coverage bound
+	@scripts/test.sh
+
+check: setup ## formatting, lint, types, import rules, the contract and its generated stubs
+	@scripts/check.sh
+
+format: setup ## rewrite the Python files and the protos in the house's format
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/buf format -w
+
+protos: setup ## generate shelora/v1 from protos/shelora/v1
+	@scripts/protos.sh
+
+lock: setup ## pin requirements/*.txt anew from pyproject.toml (scripts/lock.sh --upgrade moves the pins)
+	@scripts/lock.sh
+
+clean: ## remove build outputs and caches; keeps .venv
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* *.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

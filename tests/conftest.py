@@ -1,0 +1,27 @@
+"""What every test starts from: no network, one event loop, reproducible property tests."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports the libraries that read them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Several test processes share few cores: how long an example takes says nothing about the code.
+_UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("dev", _UNHURRIED, max_examples=50)
+settings.register_profile("ci", _UNHURRIED, max_examples=50, derandomize=True, print_blob=True)
+settings.register_profile("thorough", _UNHURRIED, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run every async test on asyncio: grpc.aio knows no other loop."""
+    return "asyncio"
