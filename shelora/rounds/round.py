@@ -1,0 +1,123 @@
+"""One round: its members, its phase, and what can be read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from shelora.rounds.phases import RoundPhase
+from shelora.rounds.strategy import FINAL_PHASES
+
+
+@dataclass(frozen=True)
+class Member:
+    """One agent in one round.
+
+    Attributes:
+        agent: name.
+        rank: LoRA rank its factors have.
+        columns: encrypted columns per module.
+        examples: training examples behind its factors, 0 before they came.
+        uploaded: whether its factors were accepted.
+        in_cohort: whether it is a member of the closed cohort.
+        complete: whether its ciphertext was accepted.
+        folded: whether the running sum of residues contains its ciphertext.
+        counted: whether the published average contains it.
+        left_reason: why it gave the round up; empty when it did not.
+    """
+
+    agent: str
+    rank: int
+    columns: tuple[int, ...]
+    examples: int = 0
+    uploaded: bool = False
+    in_cohort: bool = False
+    complete: bool = False
+    folded: bool = False
+    counted: bool = False
+    left_reason: str = ""
+
+    @property
+    def left(self) -> bool:
+        """Whether it gave the round up."""
+        return bool(self.left_reason)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round and everything the next decision depends on.
+
+    Attributes:
+        number: from 1; an abandoned round keeps its number.
+        phase: running or final phase.
+        plan_version: plan in force.
+        started_at_ms: when it opened.
+        phase_started_ms: when the phase began.
+        deadline_ms: end of the phase, 0 for none.
+        ended_at_ms: when it was published or abandoned, 0 before.
+        reason: why it was abandoned.
+        members: agents that uploaded or left, by name.
+        phase_ms: milliseconds spent in the phases that are over.
+    """
+
+    number: int
+    phase: RoundPhase
+    plan_version: int
+    started_at_ms: int
+    phase_started_ms: int
+    deadline_ms: int = 0
+    ended_at_ms: int = 0
+    reason: str = ""
+    members: Mapping[str, Member] = field(default_factory=dict)
+    phase_ms: Mapping[RoundPhase, int] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was published or abandoned."""
+        return self.phase in FINAL_PHASES
+
+    @property
+    def candidates(self) -> tuple[Member, ...]:
+        """Members whose factors are in and who have not left, by name."""
+        return tuple(member for _, member in sorted(self.members.items()) if member.uploaded and not member.left)
+
+    @property
+    def cohort(self) -> tuple[Member, ...]:
+        """The closed cohort in the order of the layout (by name); empty before it closes."""
+        return tuple(member for _, member in sorted(self.members.items()) if member.in_cohort)
+
+    @property
+    def complete(self) -> tuple[Member, ...]:
+        """Cohort members whose ciphertext is complete, by name."""
+        return tuple(member for member in self.cohort if member.complete)
+
+    @property
+    def awaited(self) -> tuple[Member, ...]:
+        """Cohort members whose ciphertext may still come, by name."""
+        return tuple(member for member in self.cohort if not member.complete and not member.left)
+
+    @property
+    def counted(self) -> tuple[Member, ...]:
+        """Members that the published average contains, by name; empty before they are fixed."""
+        return tuple(member for member in self.cohort if member.counted)
+
+    def weights(self) -> dict[str, float]:
+        """Each cohort member's share of the cohort's examples; they sum to 1."""
+        total = sum(member.examples for member in self.cohort)
+        return {member.agent: member.examples / total for member in self.cohort}
+
+    def total_weight(self) -> float:
+        """Sum of the weights that count, 0 before they are fixed.
+
+        A sum in the order of the cohort, so that the aggregator gets the same float64 every time.
+        """
+        weights = self.weights()
+        return sum(weights[member.agent] for member in self.counted)
+
+    def with_member(self, member: Member) -> Round:
+        """The round with one member added or replaced."""
+        return replace(self, members={**self.members, member.agent: member})
+
+    def with_members(self, members: Mapping[str, Member]) -> Round:
+        """The round with several members added or replaced."""
+        return replace(self, members={**self.members, **members})
