@@ -9,7 +9,7 @@ import pytest
 import shelora.errors
 from shelora.errors import Exhausted, OffsetMismatch, SheLoraError, StorageFull, Unavailable, error_classes
 
-BRANCH = re.compile(r"^ {4}[├└]── (\w+)")
+BRANCH = re.compile(r"^[├└]── (\w+)")
 NAME = re.compile(r"\b[A-Z][A-Za-z]+\b")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shelora.errors import InvalidConfiguration, ShapeMismatch, ValueOutOfRange
-from shelora.he.secret import OrderPreservingScores
+from shelora.he.secret.order_preserving import OrderPreservingScores
 
 KEY = bytes(range(32))
 

@@ -1,0 +1,147 @@
+"""Server side of gRPC: one listening server with health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common.addresses import check_address, check_local, unix_path
+from services.common.grpc_errors import ErrorInterceptor
+from shelora.errors import InvalidConfiguration
+
+Register = Callable[[grpc.aio.Server], None]
+"""Adds servicers to the server, with the generated add_..._to_server functions."""
+
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    # Two processes on one port would share its connections at random.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+_logger = structlog.get_logger(__name__)
+
+
+class GrpcServer:
+    """A grpc.aio server on one address, with the standard health and reflection services.
+
+    Args:
+        address: host:port (port 0: any free one) or unix:path (the socket gets mode 0600).
+        credentials: TLS; None is for Unix sockets and loopback addresses only.
+        register: adds the servicers.
+        interceptors: run around every call, outermost first; an ErrorInterceptor is added in front unless one is given.
+        maximum_concurrent_rpcs: calls beyond this are refused with RESOURCE_EXHAUSTED; None for no bound.
+
+    Raises:
+        InvalidConfiguration: not an address, or no credentials for an address that can be reached from elsewhere.
+
+    Attributes:
+        draining: set when drain() begins; handlers of long streams wait for it to end their stream.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        register: Register,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        maximum_concurrent_rpcs: int | None = None,
+    ) -> None:
+        self._address = check_address(address)
+        if credentials is None:
+            check_local(address, "gRPC server")
+        self._credentials = credentials
+        self._register = register
+        self._interceptors = list(interceptors)
+        if not any(isinstance(interceptor, ErrorInterceptor) for interceptor in self._interceptors):
+            self._interceptors.insert(0, ErrorInterceptor())
+        self._maximum_concurrent_rpcs = maximum_concurrent_rpcs
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self.draining = asyncio.Event()
+
+    async def start(self) -> int:
+        """Listen and serve.
+
+        Returns:
+            The bound port (a positive number without meaning for a Unix socket).
+
+        Raises:
+            InvalidConfiguration: the address cannot be bound.
+        """
+        server = grpc.aio.server(
+            interceptors=self._interceptors,
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=self._maximum_concurrent_rpcs,
+        )
+        names = _Names(server)
+        self._register(cast("grpc.aio.Server", names))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        listed = (*names.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(listed, server)
+        port = self._bind(server)
+        await server.start()
+        path = unix_path(self._address)
+        if path is not None:
+            os.chmod(path, 0o600)
+        for service in ("", *names.services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._server = server
+        _logger.info("gRPC server listens", address=self._address, port=port)
+        return port
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        try:
+            if self._credentials is None:
+                port = server.add_insecure_port(self._address)
+            else:
+                port = server.add_secure_port(self._address, self._credentials)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise InvalidConfiguration(
+                f"gRPC server: expected a free address, could not bind {self._address}",
+                hint="stop the process that uses the port, or configure another one",
+            )
+        return port
+
+    async def drain(self, grace_s: float) -> None:
+        """Say NOT_SERVING, refuse new calls, let running ones finish, then close.
+
+        Args:
+            grace_s: seconds that running calls have before they are cancelled.
+        """
+        self.draining.set()
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        await self._health.enter_graceful_shutdown()
+        await server.stop(grace_s)
+        _logger.info("gRPC server stopped", address=self._address)
+
+
+class _Names:
+    """Passes handlers on to the server and notes the names of their services, for health and reflection."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+        self.services: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        self.services += [handler.service_name() for handler in handlers]
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        self._server.add_registered_method_handlers(service, handlers)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)

@@ -1,0 +1,109 @@
+"""Threads for work that would stop the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
+
+import anyio
+
+from shelora.errors import QuotaExceeded
+
+Result = TypeVar("Result")
+
+
+async def in_thread(function: Callable[..., Result], *args: object, executor: Executor | None = None) -> Result:
+    """Run a function in a thread and wait for its end, whatever happens to the caller.
+
+    A cancelled caller is cancelled only after the function has returned, so that no orphan goes on writing files or
+    reading arrays. (gRPC cancels the tasks of calls whose caller has gone.)
+
+    Args:
+        function: what to run; sees the caller's context variables.
+        args: its arguments.
+        executor: where to run it; None means the event loop's own threads.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        Exception: whatever the function raises.
+    """
+    bound = functools.partial(contextvars.copy_context().run, function, *args)
+    future = asyncio.get_running_loop().run_in_executor(executor, bound)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while not future.done():
+                try:
+                    await asyncio.wait({future})
+                except asyncio.CancelledError:
+                    continue  # Cancelled once more; the first one is raised below.
+        future.exception()  # Looked at: an exception that nobody waits for any more is not worth a complaint.
+        raise
+
+
+class WorkerPool:
+    """Runs functions in at most `threads` threads at once; at most `queue` calls wait for one.
+
+    numpy and OpenFHE release the interpreter lock, so several threads really compute at once.
+
+    Args:
+        threads: threads that may run at once, at least 1.
+        queue: calls that may wait, at least 0.
+
+    Raises:
+        ValueError: a bound is too small.
+    """
+
+    def __init__(self, threads: int, queue: int = 64) -> None:
+        if threads < 1 or queue < 0:
+            raise ValueError(f"worker pool: expected threads >= 1 and queue >= 0, got {threads} and {queue}")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="worker")
+        self._free = asyncio.Semaphore(threads)
+        self._threads = threads
+        self._queue = queue
+        self._accepted = 0
+
+    async def run(self, function: Callable[..., Result], *args: object, **kwargs: object) -> Result:
+        """Run a function in a thread and wait for it.
+
+        A cancelled caller leaves the queue at once; once the function runs, the cancellation waits for its end.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            QuotaExceeded: all threads are busy and the queue is full.
+            Exception: whatever the function raises.
+        """
+        if self._accepted >= self._threads + self._queue:
+            raise QuotaExceeded(
+                f"compute: expected at most {self._queue} waiting tasks, got one more",
+                hint="try again later, or give the service more compute threads",
+            )
+        self._accepted += 1
+        try:
+            async with self._free:
+                return await in_thread(functools.partial(function, *args, **kwargs), executor=self._executor)
+        finally:
+            self._accepted -= 1
+
+    @property
+    def running(self) -> int:
+        """Calls that run now."""
+        return min(self._accepted, self._threads)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a thread."""
+        return max(0, self._accepted - self._threads)
+
+    def close(self) -> None:
+        """Let the threads go; functions that run are not interrupted, later calls fail."""
+        self._executor.shutdown(wait=False)

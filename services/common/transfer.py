@@ -1,0 +1,218 @@
+"""Payloads as checked chunks, and verified downloads that continue where they were cut."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import AsyncIterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from services.common.files import full_disk_refused, make_folders, sync_folder
+from services.common.threads import in_thread
+from shelora.errors import ChecksumMismatch, MalformedPayload, OffsetMismatch, PayloadTooLarge, SizeMismatch
+from shelora.v1 import types_pb2
+
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes of one chunk as sent, except for the last."""
+
+MAX_CHUNK_BYTES: Final = 4 << 20
+"""Longest chunk that is accepted."""
+
+MAX_PAYLOAD_BYTES: Final = 1 << 40
+"""Longest payload that can be announced."""
+
+_DIGEST_BYTES: Final = 32
+
+
+def chunks(source: Path | bytes, offset: int = 0) -> Iterator[types_pb2.Chunk]:
+    """Cut a payload into chunks of CHUNK_BYTES.
+
+    Args:
+        source: the payload, or the file that holds it.
+        offset: first byte to send.
+
+    Yields:
+        Chunks with offset and CRC-32; none when the offset is the end.
+
+    Raises:
+        OffsetMismatch: the offset is negative or beyond the end.
+    """
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if not 0 <= offset <= size:
+        raise OffsetMismatch(
+            f"payload: expected an offset of 0 to {size}, got {offset}", hint="start again at offset 0"
+        )
+    if isinstance(source, bytes):
+        for position in range(offset, size, CHUNK_BYTES):
+            yield _chunk(position, source[position : position + CHUNK_BYTES])
+        return
+    with source.open("rb") as file:
+        file.seek(offset)
+        position = offset
+        while piece := file.read(CHUNK_BYTES):
+            yield _chunk(position, piece)
+            position += len(piece)
+
+
+def _chunk(offset: int, data: bytes) -> types_pb2.Chunk:
+    return types_pb2.Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+
+
+def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
+    """Check one received chunk.
+
+    Args:
+        chunk: as received.
+        expected_offset: bytes of the payload already held.
+
+    Returns:
+        Its data.
+
+    Raises:
+        MalformedPayload: no data.
+        PayloadTooLarge: more than MAX_CHUNK_BYTES.
+        OffsetMismatch: it does not continue at the expected offset.
+        ChecksumMismatch: the data do not match the CRC-32.
+    """
+    data = chunk.data
+    if not data:
+        raise MalformedPayload(f"chunk at offset {chunk.offset}: expected 1 to {MAX_CHUNK_BYTES} bytes, got none")
+    if len(data) > MAX_CHUNK_BYTES:
+        raise PayloadTooLarge(f"chunk: expected at most {MAX_CHUNK_BYTES} bytes, got {len(data)}")
+    if chunk.offset != expected_offset:
+        raise OffsetMismatch(
+            f"chunk: expected offset {expected_offset}, got {chunk.offset}",
+            hint="ask how many bytes are held and continue there",
+            context={"staged_bytes": str(expected_offset)},
+        )
+    computed = zlib.crc32(data)
+    if computed != chunk.crc32:
+        raise ChecksumMismatch(
+            f"chunk at offset {chunk.offset}: expected CRC-32 {chunk.crc32:08x}, got {computed:08x}",
+            hint="send the chunk again",
+        )
+    return data
+
+
+def payload_header(source: Path | bytes) -> types_pb2.PayloadHeader:
+    """Length and SHA-256 of a payload or of the file that holds it; reads the whole of it."""
+    if isinstance(source, bytes):
+        return types_pb2.PayloadHeader(size_bytes=len(source), sha256=hashlib.sha256(source).digest())
+    size = 0
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            size += len(piece)
+            digest.update(piece)
+    return types_pb2.PayloadHeader(size_bytes=size, sha256=digest.digest())
+
+
+def check_header(header: types_pb2.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    """Check a received payload header.
+
+    Raises:
+        PayloadTooLarge: announces more than limit_bytes.
+        MalformedPayload: the digest is not 32 bytes.
+    """
+    if header.size_bytes > limit_bytes:
+        raise PayloadTooLarge(f"payload: expected at most {limit_bytes} bytes, got {header.size_bytes}")
+    if len(header.sha256) != _DIGEST_BYTES:
+        raise MalformedPayload(f"payload digest: expected {_DIGEST_BYTES} bytes, got {len(header.sha256)}")
+
+
+def _part(sink: Path, header: types_pb2.PayloadHeader) -> Path:
+    return sink.with_name(f".{sink.name}.{header.sha256.hex()[:16]}.part")
+
+
+def received_bytes(sink: Path) -> int:
+    """How many bytes of a cut download to `sink` are held: the offset to ask for next."""
+    parts = list(sink.parent.glob(f".{sink.name}.*.part"))
+    return parts[0].stat().st_size if len(parts) == 1 else 0
+
+
+async def receive(
+    stream: AsyncIterable[types_pb2.Chunk], sink: Path, header: types_pb2.PayloadHeader, offset: int = 0
+) -> int:
+    """Write a download to a file that appears only when it is complete and verified.
+
+    Cut downloads leave a partial file beside the sink; ask `received_bytes` for the offset to continue at. When the
+    other side offers another payload by then, OffsetMismatch (retryable) says so and the partial file is removed, so
+    the next try starts at 0.
+
+    Args:
+        stream: the chunks from the asked offset on.
+        sink: where the file shall appear; an old one is replaced.
+        header: length and digest of the whole payload.
+        offset: the offset that was asked for.
+
+    Returns:
+        Length of the payload in bytes.
+
+    Raises:
+        OffsetMismatch: the held bytes are not the beginning of this payload, or a chunk is out of order.
+        PayloadTooLarge: more bytes than announced.
+        SizeMismatch: the stream ended early; the partial file stays.
+        ChecksumMismatch: a chunk or the whole payload fails its checksum.
+        StorageFull: the disk takes no more.
+    """
+    check_header(header)
+    part = _part(sink, header)
+    held = await in_thread(_prepare, part, sink, offset)
+    if held != offset:
+        raise OffsetMismatch(
+            f"download: expected to continue at offset {held}, got {offset}", hint=f"ask again from offset {held}"
+        )
+    async for chunk in stream:
+        data = check_chunk(chunk, held)
+        if held + len(data) > header.size_bytes:
+            raise PayloadTooLarge(f"download: expected {header.size_bytes} bytes, got at least {held + len(data)}")
+        await in_thread(_append, part, data)
+        held += len(data)
+    if held != header.size_bytes:
+        raise SizeMismatch(
+            f"download: expected {header.size_bytes} bytes, got {held}", hint=f"ask again from offset {held}"
+        )
+    await in_thread(_finish, part, sink, header)
+    return held
+
+
+def _prepare(part: Path, sink: Path, offset: int) -> int:
+    """Remove partial files of other payloads, start afresh at offset 0; answers how many bytes are held."""
+    make_folders(sink.parent)
+    for other in sink.parent.glob(f".{sink.name}.*.part"):
+        if other != part or offset == 0:
+            other.unlink(missing_ok=True)
+    with full_disk_refused("download"):
+        part.touch(mode=0o600)
+    return part.stat().st_size
+
+
+def _append(part: Path, data: bytes) -> None:
+    with full_disk_refused("download"), part.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
+        except OSError:
+            file.truncate(start)
+            raise
+
+
+def _finish(part: Path, sink: Path, header: types_pb2.PayloadHeader) -> None:
+    """Verify the whole file and move it to its place, durably."""
+    if payload_header(part).sha256 != header.sha256:
+        part.unlink()
+        raise ChecksumMismatch(
+            "download: expected the announced SHA-256, got other bytes", hint="download again from offset 0"
+        )
+    with full_disk_refused("download"):
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(part, sink)
+        sync_folder(sink.parent)

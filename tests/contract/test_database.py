@@ -1,0 +1,381 @@
+"""What every database must do: SQLite, and a real PostgreSQL where it is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import prometheus_client
+import pytest
+import sqlalchemy
+from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.common.database import Database, migrate
+from shelora.errors import InvalidConfiguration, StorageFull, Unavailable, WrongPhase
+from support import postgresql
+from support.clock import FakeClock
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    folder = postgresql.binaries()
+    if folder is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgresql.running_server(folder) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("server"))
+    return f"sqlite+aiosqlite:///{tmp_path}/state/test.db"
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database(url, rng=random.Random(1))
+
+    async def prepare(connection: AsyncConnection) -> None:
+        await connection.execute(text("DROP TABLE IF EXISTS child"))
+        await connection.execute(text("DROP TABLE IF EXISTS entry"))
+        await connection.execute(text("CREATE TABLE entry (name VARCHAR(50) PRIMARY KEY, number INTEGER NOT NULL)"))
+        await connection.execute(text("CREATE TABLE child (name VARCHAR(50) REFERENCES entry (name))"))
+
+    await database.run_tx("prepare", prepare)
+    yield database
+    await database.close()
+
+
+async def put(database: Database, name: str, number: int) -> None:
+    async def body(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO entry VALUES (:name, :number)"), {"name": name, "number": number})
+
+    await database.run_tx("put", body)
+
+
+async def entries(database: Database) -> dict[str, int]:
+    async def body(connection: AsyncConnection) -> dict[str, int]:
+        rows = await connection.execute(text("SELECT name, number FROM entry"))
+        return {row.name: row.number for row in rows}
+
+    return await database.run_tx("entries", body)
+
+
+async def test_a_returned_body_is_committed(database: Database, url: str) -> None:
+    await put(database, "a", 1)
+    other = Database(url)
+    assert await entries(other) == {"a": 1}
+    await other.close()
+
+
+async def test_a_raising_body_is_rolled_back(database: Database) -> None:
+    async def body(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO entry VALUES ('a', 1)"))
+        raise WrongPhase("expected TRAIN, got CIPHER")
+
+    with pytest.raises(WrongPhase):
+        await database.run_tx("body", body)
+    assert await entries(database) == {}
+
+
+async def test_a_cancelled_body_is_rolled_back(database: Database) -> None:
+    entered = asyncio.Event()
+
+    async def body(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO entry VALUES ('a', 1)"))
+        entered.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(database.run_tx("body", body))
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await entries(database) == {}
+
+
+async def test_concurrent_increments_all_count(database: Database) -> None:
+    await put(database, "counter", 0)
+
+    async def body(connection: AsyncConnection) -> None:
+        found = await connection.execute(text("SELECT number FROM entry WHERE name = 'counter'"))
+        number = found.scalar_one()
+        await connection.execute(
+            text("UPDATE entry SET number = :number WHERE name = 'counter'"), {"number": number + 1}
+        )
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(25):
+            tasks.start_soon(database.run_tx, "increment", body)
+    assert await entries(database) == {"counter": 25}
+
+
+async def test_foreign_keys_and_unique_keys_hold(database: Database) -> None:
+    await put(database, "a", 1)
+    with pytest.raises(exc.IntegrityError):
+        await put(database, "a", 2)
+
+    async def orphan(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO child VALUES ('nobody')"))
+
+    with pytest.raises(exc.IntegrityError):
+        await database.run_tx("orphan", orphan)
+    assert await entries(database) == {"a": 1}
+
+
+async def test_errors_show_no_parameters(database: Database) -> None:
+    await put(database, "secret-name", 1)
+    with pytest.raises(exc.IntegrityError) as caught:
+        await put(database, "secret-name", 2)
+    assert "secret-name" not in str(caught.value).split("DETAIL")[0]
+
+
+MIGRATION_ENV = "from services.common.database import run_migrations\n\nrun_migrations()\n"
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "{number}", {before}
+
+
+def upgrade():
+    op.create_table("migrated_{number}", sa.Column("name", sa.String(20), primary_key=True))
+    {extra}
+"""
+
+
+def scripts(folder: Path, *extras: str) -> Path:
+    (folder / "versions").mkdir(parents=True, exist_ok=True)
+    (folder / "env.py").write_text(MIGRATION_ENV)
+    for number, extra in enumerate(extras, 1):
+        before = repr(str(number - 1)) if number > 1 else None
+        content = MIGRATION.format(number=number, before=before, extra=extra)
+        (folder / "versions" / f"{number}_step.py").write_text(content)
+    return folder
+
+
+async def tables(url: str) -> set[str]:
+    database = Database(url)
+
+    async def body(connection: AsyncConnection) -> set[str]:
+        names = await connection.run_sync(lambda sync: sqlalchemy.inspect(sync).get_table_names())
+        return {name for name in names if name.startswith("migrated")}
+
+    try:
+        return await database.run_tx("tables", body)
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def empty(url: str) -> str:
+    database = Database(url)
+
+    async def body(connection: AsyncConnection) -> None:
+        for name in ("alembic_version", "migrated_1", "migrated_2"):
+            await connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+
+    await database.run_tx("empty", body)
+    await database.close()
+    return url
+
+
+async def test_migrations_are_repeatable_and_continue(empty: str, tmp_path: Path) -> None:
+    folder = scripts(tmp_path / "with % sign", "pass")
+    for _ in range(2):
+        await anyio.to_thread.run_sync(migrate, empty, folder)
+        assert await tables(empty) == {"migrated_1"}
+    await anyio.to_thread.run_sync(migrate, empty, scripts(folder, "pass", "pass"))
+    assert await tables(empty) == {"migrated_1", "migrated_2"}
+
+
+async def test_a_failing_migration_changes_nothing(empty: str, tmp_path: Path) -> None:
+    folder = scripts(tmp_path / "scripts", "pass", "raise ValueError('broken step')")
+    with pytest.raises(ValueError, match="broken step"):
+        await anyio.to_thread.run_sync(migrate, empty, folder)
+    assert await tables(empty) == set()
+    await anyio.to_thread.run_sync(migrate, empty, scripts(folder, "pass", "pass"))
+    assert await tables(empty) == {"migrated_1", "migrated_2"}
+
+
+@pytest.mark.slow
+async def test_processes_migrate_at_once(empty: str, tmp_path: Path) -> None:
+    folder = scripts(tmp_path / "scripts", "pass", "pass")
+    # Each imports first, tells so, and waits for the word: the migrations themselves shall meet.
+    program = (
+        "import sys; from services.common.database import migrate; "
+        "print(flush=True); input(); migrate(sys.argv[1], sys.argv[2])"
+    )
+    command = [sys.executable, "-c", program, empty, str(folder)]
+
+    def all_at_once() -> list[int]:
+        processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(process) for process in processes]
+            for process in streams:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"\n"
+            for process in streams:
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            return [process.wait(timeout=100) for process in streams]
+
+    assert await anyio.to_thread.run_sync(all_at_once) == [0, 0]
+    assert await tables(empty) == {"migrated_1", "migrated_2"}
+
+
+# What only SQLite does.
+
+
+@pytest.fixture
+def file_url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/test.db"
+
+
+async def pragma(database: Database, name: str) -> object:
+    async def body(connection: AsyncConnection) -> object:
+        return (await connection.execute(text(f"PRAGMA {name}"))).scalar()
+
+    return await database.run_tx("pragma", body)
+
+
+async def test_sqlite_is_durable_and_checks_foreign_keys(file_url: str) -> None:
+    database = Database(file_url)
+    assert database.dialect == "sqlite"
+    assert await pragma(database, "journal_mode") == "wal"
+    assert await pragma(database, "synchronous") == 2
+    assert await pragma(database, "foreign_keys") == 1
+    await database.close()
+
+
+async def test_a_full_database_refuses_and_recovers(file_url: str) -> None:
+    database = Database(file_url)
+
+    async def prepare(connection: AsyncConnection) -> None:
+        await connection.execute(text("CREATE TABLE entry (name TEXT, number INTEGER)"))
+
+    async def fill(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO entry VALUES (:name, 1)"), {"name": "x" * 100_000})
+
+    await database.run_tx("prepare", prepare)
+    await pragma(database, "max_page_count = 10")
+    with pytest.raises(StorageFull, match="full disk"):
+        await database.run_tx("fill", fill)
+    assert await entries(database) == {}
+    await pragma(database, "max_page_count = 10000")
+    await database.run_tx("fill", fill)
+    assert len(await entries(database)) == 1
+    await database.close()
+
+
+class Holder:
+    """Another process's write lock on an SQLite file, held by a thread with its own connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.held = threading.Event()
+        self.release = threading.Event()
+        self.thread = threading.Thread(target=self._hold)
+
+    def _hold(self) -> None:
+        engine = sqlalchemy.create_engine(f"sqlite:///{self.path}")
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self.held.set()
+            self.release.wait(60)
+            connection.rollback()
+        engine.dispose()
+
+    def __enter__(self) -> Holder:
+        self.thread.start()
+        self.held.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release.set()
+        self.thread.join()
+
+
+class Releasing(FakeClock):
+    """Lets the lock go at the second wait."""
+
+    def __init__(self, holder: Holder | None = None) -> None:
+        super().__init__()
+        self.holder = holder
+        self.waits_s: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
+        if self.holder is not None and len(self.waits_s) == 2:
+            self.holder.release.set()
+            self.holder.thread.join()
+
+
+async def test_a_locked_database_is_tried_again(tmp_path: Path, file_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.common.database._BUSY_TIMEOUT_MS", 1)
+    registry = prometheus_client.CollectorRegistry()
+    runs = 0
+
+    async def body(connection: AsyncConnection) -> int:
+        nonlocal runs
+        runs += 1
+        return int((await connection.execute(text("SELECT 41 + 1"))).scalar_one())
+
+    with Holder(tmp_path / "test.db") as holder:
+        clock = Releasing(holder)
+        database = Database(file_url, clock=clock, rng=random.Random(1), registry=registry)
+        assert await database.run_tx("answer", body) == 42
+        await database.close()
+    assert runs == 1
+    assert len(clock.waits_s) == 2
+    assert 0.005 <= clock.waits_s[0] <= 0.01 <= clock.waits_s[1] <= 0.02
+    assert registry.get_sample_value("shelora_transaction_retries_total", {"name": "answer"}) == 2
+    assert registry.get_sample_value("shelora_transaction_seconds_count", {"name": "answer"}) == 1
+
+
+async def test_endless_contention_is_unavailable(
+    tmp_path: Path, file_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.common.database._BUSY_TIMEOUT_MS", 1)
+
+    async def body(connection: AsyncConnection) -> None:
+        raise AssertionError("the lock is held, no body may run")
+
+    with Holder(tmp_path / "test.db"):
+        clock = Releasing()
+        database = Database(file_url, clock=clock)
+        with pytest.raises(Unavailable, match="contention") as caught:
+            await database.run_tx("never", body)
+        await database.close()
+    assert caught.value.context == {"transaction": "never"}
+    assert max(clock.waits_s) <= 1.0
+
+
+async def test_an_absent_server_is_unavailable() -> None:
+    database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+
+    async def body(connection: AsyncConnection) -> None:
+        raise AssertionError("there is no connection")
+
+    with pytest.raises(Unavailable, match="check that the database runs"):
+        await database.run_tx("none", body)
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "mysql://a/b", "sqlite:///a.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "::"]
+)
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(InvalidConfiguration, match="database URL"):
+        Database(url)

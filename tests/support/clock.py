@@ -1,0 +1,85 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Generator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+_SETTLE_TURNS = 20
+
+
+class Settling:
+    """Awaiting it gives the tasks that were woken some turns of the event loop; ignoring it is fine."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._settle().__await__()
+
+    @staticmethod
+    async def _settle() -> None:
+        for _ in range(_SETTLE_TURNS):
+            await anyio.lowlevel.checkpoint()
+
+
+class FakeClock:
+    """A Clock whose time only `advance` moves.
+
+    Wall time and monotonic time move together; `set_wall` makes the wall clock jump alone.
+    """
+
+    def __init__(self, start_ms: int = 1_700_000_000_000) -> None:
+        self._wall_offset_ms = start_ms
+        self._elapsed_ms = 0.0
+        self._sleepers: list[tuple[float, int, anyio.Event]] = []
+        self._order = itertools.count()
+
+    def now_ms(self) -> int:
+        return self._wall_offset_ms + int(self._elapsed_ms)
+
+    def monotonic_s(self) -> float:
+        return self._elapsed_ms / 1000.0
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await anyio.lowlevel.checkpoint()
+            return
+        entry = (self._elapsed_ms + seconds * 1000.0, next(self._order), anyio.Event())
+        heapq.heappush(self._sleepers, entry)
+        try:
+            await entry[2].wait()
+        finally:
+            if entry in self._sleepers:
+                self._sleepers.remove(entry)
+                heapq.heapify(self._sleepers)
+
+    def advance(self, seconds: float) -> Settling:
+        """Move the time and wake every sleeper that is due, earliest first.
+
+        `await clock.advance(5)` also lets the woken tasks run; a plain call only wakes them. A task that sleeps again
+        after it woke counts from the new time.
+        """
+        if seconds < 0:
+            raise ValueError(f"a clock cannot go back, got {seconds}")
+        self._elapsed_ms += seconds * 1000.0
+        while self._sleepers and self._sleepers[0][0] <= self._elapsed_ms + 1e-6:
+            heapq.heappop(self._sleepers)[2].set()
+        return Settling()
+
+    def advance_to_next(self) -> Settling:
+        """Move the time to the earliest sleeper's end; does nothing when nobody sleeps."""
+        if self._sleepers:
+            return self.advance(max(0.0, (self._sleepers[0][0] - self._elapsed_ms) / 1000.0))
+        return Settling()
+
+    def set_wall(self, now_ms: int) -> None:
+        """Make the wall clock jump without moving the monotonic one or waking anybody."""
+        self._wall_offset_ms = now_ms - int(self._elapsed_ms)
+
+    @property
+    def sleepers(self) -> int:
+        """How many tasks sleep on this clock."""
+        return len(self._sleepers)
