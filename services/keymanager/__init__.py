@@ -1,0 +1,1 @@
+"""The key manager: certificate authority, key epochs, sealed secrets, audit log."""

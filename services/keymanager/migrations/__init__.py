@@ -1,0 +1,1 @@
+"""Schema of the key manager's database, step by step."""
