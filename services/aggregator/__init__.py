@@ -1,0 +1,1 @@
+"""The aggregator: federations, rounds, uploads, published averages. It holds no key."""

@@ -1,0 +1,102 @@
+"""Wakes whoever waits for a change of a federation, and knows which agents are listening."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+
+from services.common.clock import Clock
+from shelora.errors import Draining
+
+ANY: Final = ""
+"""Stands for federations that do not exist yet."""
+
+
+class Hub:
+    """One wake-up per federation.
+
+    A waiter takes the signal first, looks at the state, and then waits for that signal: a change in between is never
+    missed.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._signals: dict[str, anyio.Event] = {}
+        self._closed = False
+
+    def signal(self, name: str) -> anyio.Event:
+        """What the next `notify` of this federation sets."""
+        return self._signals.setdefault(name, anyio.Event())
+
+    def notify(self, name: str) -> None:
+        """Wake everybody who waits for this federation."""
+        signal = self._signals.pop(name, None)
+        if signal is not None:
+            signal.set()
+
+    async def wait(self, signal: anyio.Event, timeout_s: float | None) -> None:
+        """Wait for the signal, or until the time is over."""
+        if timeout_s is None:
+            await signal.wait()
+            return
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._sleep_then_cancel, timeout_s, group.cancel_scope)
+            await signal.wait()
+            group.cancel_scope.cancel()
+
+    async def _sleep_then_cancel(self, timeout_s: float, scope: anyio.CancelScope) -> None:
+        await self._clock.sleep(timeout_s)
+        scope.cancel()
+
+    def close(self) -> None:
+        """Wake everybody for the last time; from now on `require_open` refuses."""
+        self._closed = True
+        for name in list(self._signals):
+            self.notify(name)
+
+    def require_open(self) -> None:
+        """Tell streams to end.
+
+        Raises:
+            Draining: the service is shutting down.
+        """
+        if self._closed:
+            raise Draining("expected a running aggregator, got one that is shutting down", hint="connect again soon")
+
+
+class Presence:
+    """Signs of life of agents, in memory: after a restart they come again within seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._streams: Counter[tuple[str, str]] = Counter()
+        self._seen_ms: dict[tuple[str, str], int] = {}
+
+    def touch(self, federation: str, agent: str) -> None:
+        """Note that an agent called."""
+        self._seen_ms[federation, agent] = self._clock.now_ms()
+
+    @contextmanager
+    def stream(self, federation: str, agent: str) -> Iterator[None]:
+        """Note that an agent's view stream is open as long as the context is."""
+        key = (federation, agent)
+        self._streams[key] += 1
+        try:
+            yield
+        finally:
+            self._streams[key] -= 1
+            self.touch(federation, agent)
+
+    def connected(self, federation: str, agent: str) -> bool:
+        """Whether a view stream is open now."""
+        return self._streams[federation, agent] > 0
+
+    def last_seen_ms(self, federation: str, agent: str) -> int:
+        """When the agent last showed itself, 0 when not since the start; now while a stream is open."""
+        if self.connected(federation, agent):
+            return self._clock.now_ms()
+        return self._seen_ms.get((federation, agent), 0)

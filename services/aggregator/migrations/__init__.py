@@ -1,0 +1,1 @@
+"""Schema of the aggregator's database, step by step."""

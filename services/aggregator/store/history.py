@@ -1,0 +1,83 @@
+"""Events, past rounds, and the figures that agents report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection as Connection
+
+from services.aggregator.domain import Event
+from services.aggregator.store import rows, tables
+from services.aggregator.store.federations import put
+from shelora.rounds import Round
+
+UPLOAD = "upload"
+REPORT = "report"
+
+
+async def append_events(connection: Connection, federation: str, events: Sequence[Event]) -> None:
+    """Add events; their sequence numbers follow the last one without a gap."""
+    if events:
+        values = [
+            {
+                "federation": federation,
+                "sequence": event.sequence,
+                "at_ms": event.at_ms,
+                "kind": event.kind,
+                "round": event.round,
+                "agent": event.agent,
+                "detail": event.detail,
+            }
+            for event in events
+        ]
+        await connection.execute(sa.insert(tables.events), values)
+
+
+async def events_after(connection: Connection, federation: str, after: int, limit: int) -> list[Event]:
+    """Events with a greater sequence number, oldest first."""
+    table = tables.events
+    later = (table.c.federation == federation) & (table.c.sequence > after)
+    found = await connection.execute(sa.select(table).where(later).order_by(table.c.sequence).limit(limit))
+    return [
+        Event(row["sequence"], row["at_ms"], row["kind"], row["round"], row["agent"], row["detail"])
+        for row in found.mappings()
+    ]
+
+
+async def all_rounds(connection: Connection, federation: str) -> list[Round]:
+    """All rounds with their members, oldest first."""
+    of_federation = sa.select(tables.members).where(tables.members.c.federation == federation)
+    members: dict[int, dict[str, rows.Row]] = {}
+    for row in (await connection.execute(of_federation)).mappings():
+        members.setdefault(row["round"], {})[row["agent"]] = row
+    query = sa.select(tables.rounds).where(tables.rounds.c.federation == federation).order_by(tables.rounds.c.number)
+    return [
+        rows.read_round(
+            row, {agent: rows.read_member(member) for agent, member in members.get(row["number"], {}).items()}
+        )
+        for row in (await connection.execute(query)).mappings()
+    ]
+
+
+async def put_figures(
+    connection: Connection, federation: str, number: int, agent: str, source: str, metrics: Mapping[str, float]
+) -> None:
+    """Remember an agent's figures of a round, in place of earlier ones from the same source."""
+    key = {"federation": federation, "round": number, "agent": agent, "source": source}
+    await put(connection, tables.figures, key, {"metrics": dict(metrics)})
+
+
+async def figures_of(
+    connection: Connection, federation: str, number: int = 0
+) -> dict[tuple[int, str], dict[str, float]]:
+    """Figures by round and agent, of one round or (0) of all; reported ones win over those that came with an upload."""
+    table = tables.figures
+    match = table.c.federation == federation
+    if number:
+        match &= table.c.round == number
+    merged: dict[tuple[int, str], dict[str, float]] = {}
+    # "upload" sorts after "report", so descending order lets reports overwrite.
+    for row in (await connection.execute(sa.select(table).where(match).order_by(table.c.source.desc()))).mappings():
+        merged.setdefault((row["round"], row["agent"]), {}).update(row["metrics"])
+    return merged

@@ -1,0 +1,119 @@
+"""What operators and late readers get to see, put together from the state and the rows around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from services.aggregator import store
+from services.aggregator.domain import (
+    AgentSummary,
+    FederationSummary,
+    MemberSummary,
+    PayloadKind,
+    RoundSummary,
+)
+from services.aggregator.events import Presence
+from services.aggregator.plans import present_plan
+from services.aggregator.store import Connection, StoredFederation
+from services.aggregator.store.payloads import AVERAGE, CIPHER_SUM, StoredPayload
+from services.aggregator.store.rows import MILLISECONDS, Row, read_version
+from shelora.rounds import Federation, Member, Round, RoundPhase, task_for
+
+
+async def federation_summary(connection: Connection, stored: StoredFederation) -> FederationSummary:
+    """A federation with its plan and its running or last round."""
+    state = stored.state
+    latest = None
+    if state.round is not None:
+        number = state.round.number
+        payloads = await store.payloads.of_round(connection, stored.name, number)
+        figures = await store.history.figures_of(connection, stored.name, number)
+        latest = round_summary(state.round, payloads, figures)
+    return FederationSummary(
+        spec=stored.present_spec,
+        state=state.state,
+        plan=present_plan(stored),
+        negotiated_by=0 if state.plan is None else state.plan.negotiated_by,
+        round=latest,
+        last_published_round=state.last_published_round,
+        agents=len(state.agents),
+        reason=state.reason,
+        created_at_ms=stored.created_at_ms,
+        signature=stored.signature,
+    )
+
+
+async def round_summaries(connection: Connection, federation: str) -> list[RoundSummary]:
+    """All rounds, oldest first."""
+    figures = await store.history.figures_of(connection, federation)
+    payloads: dict[int, list[StoredPayload]] = {}
+    for payload in await store.payloads.of_rounds(connection, federation):
+        payloads.setdefault(payload.key.round, []).append(payload)
+    rounds = await store.history.all_rounds(connection, federation)
+    return [round_summary(round_, payloads.get(round_.number, []), figures) for round_ in rounds]
+
+
+def round_summary(
+    round_: Round, payloads: Iterable[StoredPayload], figures: Mapping[tuple[int, str], Mapping[str, float]]
+) -> RoundSummary:
+    """One round; its payloads give the sizes, also of bytes that are gone."""
+    sizes = {(payload.key.kind, payload.key.agent): payload.blob.size_bytes for payload in payloads}
+    published = round_.phase is RoundPhase.PUBLISHED
+    return RoundSummary(
+        number=round_.number,
+        phase=round_.phase,
+        plan_version=round_.plan_version,
+        members=member_summaries(round_, round_.members.values(), sizes, figures),
+        deadline_ms=round_.deadline_ms,
+        started_at_ms=round_.started_at_ms,
+        ended_at_ms=round_.ended_at_ms,
+        reason=round_.reason,
+        phase_seconds={phase.value: spent / MILLISECONDS for phase, spent in round_.phase_ms.items()},
+        average_bytes=sizes.get((AVERAGE, ""), 0) if published else 0,
+        cipher_bytes=sizes.get((CIPHER_SUM, ""), 0) if published else 0,
+        total_weight=round_.total_weight(),
+    )
+
+
+def member_summaries(
+    round_: Round,
+    members: Iterable[Member],
+    sizes: Mapping[tuple[str, str], int],
+    figures: Mapping[tuple[int, str], Mapping[str, float]],
+) -> tuple[MemberSummary, ...]:
+    """Members by name; a cohort in this order is in the order of the layout."""
+    weights = round_.weights()
+    return tuple(
+        MemberSummary(
+            agent=member.agent,
+            rank=member.rank,
+            columns=member.columns,
+            examples=member.examples,
+            weight=weights.get(member.agent, 0.0),
+            cipher_complete=member.complete,
+            counted=member.counted,
+            factors_bytes=sizes.get((PayloadKind.FACTORS.value, member.agent), 0),
+            cipher_bytes=sizes.get((PayloadKind.CIPHER.value, member.agent), 0),
+            metrics=figures.get((round_.number, member.agent), {}),
+            left_reason=member.left_reason,
+        )
+        for member in sorted(members, key=lambda member: member.agent)
+    )
+
+
+def agent_summaries(state: Federation, registrations: Iterable[Row], presence: Presence) -> list[AgentSummary]:
+    """Registered agents by name."""
+    return [
+        AgentSummary(
+            name=row["agent"],
+            rank=row["rank"],
+            columns=tuple(row["columns"]),
+            budget=row["budget"],
+            version=read_version(row),
+            last_seen_ms=max(row["last_seen_ms"], presence.last_seen_ms(state.name, row["agent"])),
+            connected=presence.connected(state.name, row["agent"]),
+            task=task_for(state, row["agent"]),
+            examples=row["examples"],
+        )
+        for row in registrations
+    ]

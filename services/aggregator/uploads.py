@@ -1,0 +1,235 @@
+"""Taking payloads in: resumable, idempotent, and counted only once everything is checked and durable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import anyio
+import structlog
+
+from services.aggregator import store
+from services.aggregator.admission import PayloadName, admitted, announced, name_of
+from services.aggregator.domain import ExpectedPayload, Piece, UploadReceipt, UploadStatus, UploadTicket
+from services.aggregator.events import Hub, Presence
+from services.aggregator.ledger import Change, Ledger
+from services.aggregator.ports import PayloadChecks
+from services.common.blobs import Blob, BlobStore, Staging
+from services.common.identity import Identity
+from shelora.errors import (
+    Conflict,
+    ConflictingResend,
+    MalformedInput,
+    NotFound,
+    PayloadTooLarge,
+    RankMismatch,
+    SizeMismatch,
+    WrongState,
+)
+
+_log = structlog.get_logger(__name__)
+
+_REFUSALS = (MalformedInput, WrongState, Conflict, NotFound)
+"""Errors after which the payload certainly was not accepted."""
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """What the operator of the aggregator allows.
+
+    Attributes:
+        max_payload_bytes: longest payload, whatever the plan would allow.
+    """
+
+    max_payload_bytes: int = 1 << 40
+
+
+class Uploads:
+    """Uploads of agents; the agent is the caller's identity."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        blobs: BlobStore,
+        checks: PayloadChecks,
+        hub: Hub,
+        presence: Presence,
+        limits: UploadLimits,
+    ) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._checks = checks
+        self._hub = hub
+        self._presence = presence
+        self._limits = limits
+        self._locks: WeakValueDictionary[PayloadName, anyio.Lock] = WeakValueDictionary()
+        self._staged: dict[PayloadName, bytes] = {}
+        self._finishing: set[asyncio.Task[UploadReceipt]] = set()
+
+    async def status(self, identity: Identity, ticket: UploadTicket) -> UploadStatus:
+        """How far an upload is.
+
+        Raises:
+            ConflictingResend: another payload was accepted in its place.
+            SheLoraError: it is not welcome now; see `announced` and `admitted`.
+        """
+        name = name_of(ticket, identity.name)
+        if await self._admit(name, ticket) is None:
+            return UploadStatus(ticket.size_bytes, complete=True)
+        return UploadStatus(self._staging(name, ticket).size_bytes, complete=False)
+
+    async def upload(self, identity: Identity, ticket: UploadTicket, pieces: AsyncIterator[Piece]) -> UploadReceipt:
+        """Take one payload in.
+
+        Args:
+            identity: the calling agent.
+            ticket: names the payload.
+            pieces: its bytes from the staged offset on.
+
+        Returns:
+            The receipt, once everything is checked and durable. The same payload again is a duplicate.
+
+        Raises:
+            ConflictingResend: another payload was accepted in its place.
+            OffsetMismatch: the bytes do not begin where the staged ones end.
+            SizeMismatch: fewer bytes came than announced; they stay staged. Or more came.
+            ChecksumMismatch: the bytes are not those announced; they are gone.
+            PayloadTooLarge: longer than the plan or the operator allows.
+            MalformedInput: the payload is not what the plan says.
+            SheLoraError: it is not welcome now; see `announced` and `admitted`.
+        """
+        name = name_of(ticket, identity.name)
+        self._presence.touch(ticket.federation, identity.name)
+        expected = await self._admit(name, ticket)
+        if expected is None:
+            return UploadReceipt(ticket.size_bytes, duplicate=True)
+        self._check_size(ticket, expected)
+        lock = self._locks.setdefault(name, anyio.Lock())
+        async for piece in pieces:
+            async with lock:
+                if not await self._still_wanted(name, ticket):
+                    return UploadReceipt(ticket.size_bytes, duplicate=True)
+                self._append(name, ticket, piece)
+        # The sender may go away now; what it has sent is finished all the same.
+        finishing = asyncio.create_task(self._finish(name, ticket, expected, lock))
+        self._finishing.add(finishing)
+        finishing.add_done_callback(self._forget)
+        return await asyncio.shield(finishing)
+
+    async def settled(self) -> None:
+        """Wait until every upload whose bytes are complete is accepted or refused."""
+        if self._finishing:
+            await asyncio.wait(self._finishing)
+
+    async def _admit(self, name: PayloadName, ticket: UploadTicket) -> ExpectedPayload | None:
+        """What the payload has to be, None when the same one was accepted before."""
+
+        async def body(change: Change) -> ExpectedPayload | None:
+            accepted = await self._accepted(change, name, ticket)
+            return None if accepted else admitted(change.stored, name, ticket)
+
+        announced(ticket)
+        return await self._ledger.change("admit_upload", name.federation, body)
+
+    async def _accepted(self, change: Change, name: PayloadName, ticket: UploadTicket) -> bool:
+        """Whether the same payload was accepted before.
+
+        Raises:
+            ConflictingResend: another one was.
+        """
+        if not name.possible(change.stored.state):
+            return False
+        known = await store.payloads.find(change.connection, name.key)
+        if known is None or (known.blob.size_bytes, known.blob.sha256) == (ticket.size_bytes, ticket.sha256):
+            return known is not None
+        raise ConflictingResend(
+            f"expected the payload that was accepted first ({known.blob.size_bytes} bytes, digest "
+            f"{known.blob.sha256.hex()[:12]}), got another one ({ticket.size_bytes} bytes, {ticket.sha256.hex()[:12]})",
+            hint="send the first payload again, byte by byte, or wait for the next round",
+            context={"agent": name.agent},
+        )
+
+    def _check_size(self, ticket: UploadTicket, expected: ExpectedPayload) -> None:
+        limit = min(self._checks.size_limit_bytes(expected), self._limits.max_payload_bytes)
+        if ticket.size_bytes > limit:
+            raise PayloadTooLarge(
+                f"expected at most {limit} bytes of {ticket.kind.value}, got {ticket.size_bytes}",
+                hint="check rank and budget against the registration",
+            )
+
+    async def _still_wanted(self, name: PayloadName, ticket: UploadTicket) -> bool:
+        """Whether more bytes make sense; not when another stream with the same payload was faster."""
+        self._hub.require_open()
+        try:
+            admitted(await self._ledger.glance(name.federation), name, ticket)
+        except ConflictingResend:
+            return await self._admit(name, ticket) is not None
+        return True
+
+    def _append(self, name: PayloadName, ticket: UploadTicket, piece: Piece) -> None:
+        staging = self._staging(name, ticket)
+        if piece.offset + len(piece.data) > ticket.size_bytes:
+            staging.discard()
+            raise SizeMismatch(
+                f"expected {ticket.size_bytes} bytes, got {piece.offset + len(piece.data)} or more",
+                hint="send the payload again from its beginning",
+            )
+        staging.append(piece.offset, piece.data)
+
+    def _staging(self, name: PayloadName, ticket: UploadTicket) -> Staging:
+        """Staged bytes of this very payload; those of another one by the same name are dropped."""
+        earlier = self._staged.get(name)
+        if earlier is not None and earlier != ticket.sha256:
+            self._blobs.staging(name.staging_id(earlier)).discard()
+        self._staged[name] = ticket.sha256
+        return self._blobs.staging(name.staging_id(ticket.sha256))
+
+    async def _finish(
+        self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, lock: anyio.Lock
+    ) -> UploadReceipt:
+        async with lock:
+            if await self._admit(name, ticket) is None:
+                # Another stream with the same bytes was faster.
+                return UploadReceipt(ticket.size_bytes, duplicate=True)
+            staging = self._staging(name, ticket)
+            if staging.size_bytes < ticket.size_bytes:
+                raise SizeMismatch(
+                    f"expected {ticket.size_bytes} bytes, got {staging.size_bytes} so far",
+                    hint=f"continue at offset {staging.size_bytes}",
+                    context={"staged_bytes": str(staging.size_bytes)},
+                )
+            blob = await staging.commit(name.blob_key(ticket.sha256), ticket.size_bytes, ticket.sha256)
+            self._staged.pop(name, None)
+            try:
+                await self._checks.check(blob, expected)
+                await self._accept(name, ticket, expected, blob)
+            except _REFUSALS:
+                self._blobs.delete(blob.key)
+                raise
+            _log.info("upload accepted", federation=name.federation, agent=name.agent, kind=name.kind.value)
+            return UploadReceipt(blob.size_bytes, duplicate=False)
+
+    async def _accept(self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, blob: Blob) -> None:
+        async def body(change: Change) -> None:
+            if admitted(change.stored, name, ticket) != expected:
+                raise RankMismatch(
+                    "expected the registration under which the upload began, got another one",
+                    hint="send the payload again",
+                    context={"agent": name.agent},
+                )
+            change.emit(name.event(ticket))
+            await store.payloads.record(change.connection, name.key, blob, change.now_ms)
+            if ticket.metrics:
+                await store.history.put_figures(
+                    change.connection, name.federation, name.round, name.agent, store.history.UPLOAD, ticket.metrics
+                )
+
+        await self._ledger.change("accept_upload", name.federation, body)
+
+    def _forget(self, task: asyncio.Task[UploadReceipt]) -> None:
+        self._finishing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # Retrieved here, so that an upload whose sender went away does not warn; the sender gets it otherwise.
+            _log.info("upload refused", error=type(task.exception()).__name__)
