@@ -1,0 +1,326 @@
+"""The agent's side of both services: every RPC it makes, with retries, over mutual TLS that renews itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import structlog
+
+from services.client_agent.codec import (
+    KIND_TO_WIRE,
+    received_from_proto,
+    registration_to_proto,
+    terms_from_proto,
+    upload_to_proto,
+    view_from_proto,
+)
+from services.client_agent.config import AgentConfig
+from services.client_agent.domain import PayloadKind, Received, Registration, Terms, Upload, View
+from services.client_agent.progress import Report
+from services.client_agent.state import AgentState
+from services.common.channel import call, open_channel, receive_stream, send_stream
+from services.common.clock import Clock
+from services.common.enrolment import Enrolment, ensure_identity, renew_forever
+from services.common.keymanager_client import FetchedEpoch, KeyManagerClient
+from services.common.retry import retrying
+from services.common.tls import IdentityFiles, channel_credentials
+from services.common.transfer import chunks, payload_header, receive, received_bytes
+from services.common.versions import check_peer_version
+from shelora.errors import (
+    ChecksumMismatch,
+    InvalidConfiguration,
+    MalformedPayload,
+    PeerUnreachable,
+    SheLoraError,
+    SizeMismatch,
+)
+from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+_CALL_TIMEOUT_S = 30.0
+_SILENCE_S = 60.0
+_LONGEST_WAIT_S = 5.0
+
+
+class _Link:
+    """Channels to both services under one certificate; retired by a renewal, closed once nobody uses it."""
+
+    def __init__(self, aggregator: str, keymanager: str, files: IdentityFiles) -> None:
+        credentials = channel_credentials(files)
+        self._channels = (open_channel(aggregator, credentials), open_channel(keymanager, credentials))
+        self.rounds = aggregator_pb2_grpc.RoundServiceStub(self._channels[0])
+        self.federations = aggregator_pb2_grpc.FederationServiceStub(self._channels[0])
+        self.keys = KeyManagerClient(self._channels[1])
+        self.retired = asyncio.Event()
+        self._users = 0
+
+    @contextlib.asynccontextmanager
+    async def used(self) -> AsyncIterator[_Link]:
+        """Keep the channels open for a call."""
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            await self._close_if_idle()
+
+    async def retire(self) -> None:
+        """Let the calls in flight finish, then close."""
+        self.retired.set()
+        await self._close_if_idle()
+
+    async def close(self) -> None:
+        """Close at once."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def _close_if_idle(self) -> None:
+        if self.retired.is_set() and not self._users:
+            await self.close()
+
+
+class Connection:
+    """Both channels of one agent. Use as an async context manager; it renews the certificate while open.
+
+    Transient failures of uploads, downloads and reports are retried until the caller cancels; the other calls raise.
+    """
+
+    def __init__(self, federation: str, aggregator: str, keymanager: str, files: IdentityFiles, clock: Clock) -> None:
+        """Addresses are host:port; `files` is a complete identity."""
+        self._name = files.identity().name
+        self._federation = federation
+        self._aggregator = aggregator
+        self._keymanager = keymanager
+        self._files = files
+        self._clock = clock
+        self._rng = random.Random()  # noqa: S311  # spreads retries, protects nothing
+        self._link = _Link(aggregator, keymanager, files)
+        self._renewal: asyncio.Task[None] | None = None
+        self._refused: SheLoraError | None = None
+
+    @property
+    def name(self) -> str:
+        """The agent's name in its certificate."""
+        return self._name
+
+    async def __aenter__(self) -> Connection:
+        """Begin renewing the certificate."""
+        self._renewal = asyncio.ensure_future(self._renew())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop renewing and close the channels."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+        await self._link.close()
+
+    async def fetch_epoch(self, number: int, hpke_public_key: bytes) -> FetchedEpoch:
+        """A key epoch with its sealed secrets."""
+        async with self._link.used() as link:
+            return await link.keys.fetch_epoch(number, hpke_public_key)
+
+    async def terms(self) -> Terms:
+        """Key epoch in force and basis cap of the federation."""
+        request = aggregator_pb2.GetFederationRequest(federation=self._federation)
+        async with self._link.used() as link:
+            answer = await call(link.federations.GetFederation, request, timeout_s=_CALL_TIMEOUT_S)
+        return terms_from_proto(answer.federation)
+
+    async def register(self, registration: Registration) -> View:
+        """Register or register again."""
+        request = registration_to_proto(self._federation, registration)
+        async with self._link.used() as link:
+            answer = await call(link.rounds.RegisterAgent, request, timeout_s=_CALL_TIMEOUT_S)
+        check_peer_version(answer.version)
+        return view_from_proto(answer.view)
+
+    async def watch(self) -> AsyncGenerator[View, None]:
+        """The agent's view now and after every change, across renewals of the certificate.
+
+        Raises:
+            PeerUnreachable: the stream broke or was silent for a minute.
+            AgentRevoked, RoleDenied: the key manager renews this agent's certificate no more.
+        """
+        request = aggregator_pb2.WatchFederationRequest(federation=self._federation)
+        while True:
+            async with self._link.used() as link:
+                stream = receive_stream(link.rounds.WatchFederation, request, timeout_s=None)
+                try:
+                    while (message := await _next(stream, link.retired)) is not None:
+                        yield view_from_proto(message.view)
+                finally:
+                    await stream.aclose()
+                if self._refused is not None:
+                    raise self._refused
+                if not link.retired.is_set():
+                    return
+
+    async def upload(self, upload: Upload, report: Report) -> int:
+        """Send a payload to the end, resuming where it stopped; returns its bytes."""
+        payload = await asyncio.to_thread(payload_header, upload.path)
+        header = upload_to_proto(self._federation, upload, payload)
+
+        async def attempt() -> None:
+            question = aggregator_pb2.GetUploadRequest(header=header)
+            async with self._link.used() as link:
+                status = await call(link.rounds.GetUpload, question, timeout_s=_CALL_TIMEOUT_S)
+                if not status.complete:
+                    requests = self._upload_requests(header, upload.path, status.staged_bytes, report)
+                    await send_stream(link.rounds.Upload, requests, timeout_s=None)
+
+        await self._retrying(attempt)
+        report(1.0, "")
+        return int(payload.size_bytes)
+
+    async def download(
+        self, kind: PayloadKind, path: Path, report: Report, *, round_number: int = 0, plan_version: int = 0
+    ) -> Received:
+        """Fetch and verify a payload into a file, resuming a partial one."""
+
+        async def attempt() -> Received:
+            offset = received_bytes(path)
+            request = aggregator_pb2.DownloadRequest(
+                federation=self._federation,
+                round=round_number,
+                plan_version=plan_version,
+                kind=KIND_TO_WIRE[kind],
+                offset=offset,
+            )
+            async with self._link.used() as link:
+                stream = receive_stream(link.rounds.Download, request, timeout_s=None)
+                try:
+                    return await self._receive(stream, path, offset, report)
+                except (SizeMismatch, ChecksumMismatch) as error:
+                    raise PeerUnreachable(f"a download broke off: {error.message}", hint=error.hint) from error
+                finally:
+                    await stream.aclose()
+
+        return await self._retrying(attempt)
+
+    async def report_round(self, round_number: int, metrics: Mapping[str, float]) -> None:
+        """Report figures."""
+        request = aggregator_pb2.ReportRoundRequest(
+            federation=self._federation, round=round_number, metrics=dict(metrics)
+        )
+
+        async def attempt() -> None:
+            async with self._link.used() as link:
+                await call(link.rounds.ReportRound, request, timeout_s=_CALL_TIMEOUT_S)
+
+        await self._retrying(attempt)
+
+    async def leave_round(self, round_number: int, reason: str) -> None:
+        """Give up a round."""
+        request = aggregator_pb2.LeaveRoundRequest(federation=self._federation, round=round_number, reason=reason[:200])
+        async with self._link.used() as link:
+            await call(link.rounds.LeaveRound, request, timeout_s=_CALL_TIMEOUT_S)
+
+    async def _receive(self, stream: AsyncIterator[Any], path: Path, offset: int, report: Report) -> Received:
+        """Header and chunks of one download into a file."""
+        first = await _next(stream, None)
+        if first is None:
+            raise PeerUnreachable("a download ended before its header")
+        if first.WhichOneof("part") != "header":
+            raise MalformedPayload("a download begins without a header", hint="compare both software versions")
+        parts = self._download_chunks(stream, first.header.payload.size_bytes, report)
+        await receive(parts, path, first.header.payload, offset)
+        return received_from_proto(first.header, path)
+
+    async def _upload_requests(
+        self, header: aggregator_pb2.UploadHeader, path: Path, offset: int, report: Report
+    ) -> AsyncIterator[aggregator_pb2.UploadRequest]:
+        yield aggregator_pb2.UploadRequest(header=header)
+        size = max(1, header.payload.size_bytes)
+        for chunk in chunks(path, offset):
+            yield aggregator_pb2.UploadRequest(chunk=chunk)
+            report((chunk.offset + len(chunk.data)) / size, "")
+
+    async def _download_chunks(
+        self, stream: AsyncIterator[Any], size_bytes: int, report: Report
+    ) -> AsyncIterator[types_pb2.Chunk]:
+        async for message in stream:
+            yield message.chunk
+            report((message.chunk.offset + len(message.chunk.data)) / max(1, size_bytes), "")
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        return await retrying(attempt, clock=self._clock, rng=self._rng, longest_wait_s=_LONGEST_WAIT_S)
+
+    async def _renew(self) -> None:
+        """Keep the certificate fresh; a refusal ends the view stream, which tells it."""
+        try:
+            await renew_forever(self._files, self._keymanager, self._clock, on_renewed=self._reopen)
+        except SheLoraError as error:
+            log.error("certificate cannot be renewed", code=error.code, reason=error.message)
+            self._refused = error
+            self._link.retired.set()
+
+    async def _reopen(self) -> None:
+        """Use the renewed certificate from now on; calls in flight finish on the old channels."""
+        old, self._link = self._link, _Link(self._aggregator, self._keymanager, self._files)
+        log.info("certificate renewed, channels reopened")
+        await old.retire()
+
+
+async def _next(stream: AsyncIterator[Any], ended: asyncio.Event | None) -> Any:
+    """The next message, None at the end of the stream or once the event is set.
+
+    Raises: PeerUnreachable after a long silence, or when the stream broke.
+    """
+    arriving = asyncio.ensure_future(_anext(stream))
+    waiting = {arriving, asyncio.ensure_future(ended.wait())} if ended is not None else {arriving}
+    try:
+        done, _ = await asyncio.wait(waiting, timeout=_SILENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if arriving in done:
+            return arriving.result()
+        if done:
+            return None
+        raise PeerUnreachable(
+            f"the aggregator was silent for {_SILENCE_S:.0f} s", hint="check the network; the agent reconnects"
+        )
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _anext(stream: AsyncIterator[Any]) -> Any:
+    async for message in stream:
+        return message
+    return None
+
+
+async def connect(config: AgentConfig, state: AgentState, clock: Clock) -> Connection:
+    """Enrol if needed and open the channels.
+
+    Raises:
+        InvalidConfiguration: no key manager address anywhere, or the certificate is for another federation.
+        InvalidToken, AgentRevoked: the key manager refuses this device.
+        PeerUnreachable: not enrolled yet and the key manager does not answer.
+    """
+    files = await ensure_identity(state.identity, config.enrolment_file, clock)
+    keymanager = config.keymanager
+    if keymanager is None:
+        if config.enrolment_file is None or not config.enrolment_file.exists():
+            raise InvalidConfiguration(
+                "no key manager address: neither `keymanager` nor a readable `enrolment_file` is configured",
+                hint="add keymanager: host:port to the agent's configuration",
+            )
+        keymanager = Enrolment.load(config.enrolment_file).keymanager
+    identity = files.identity()
+    if identity.federation != config.federation:
+        raise InvalidConfiguration(
+            f"the certificate in {state.identity} is for federation {identity.federation!r}, "
+            f"the configuration says {config.federation!r}",
+            hint="use another state_dir or correct the configuration",
+        )
+    return Connection(config.federation, config.aggregator, keymanager, files, clock)

@@ -1,0 +1,197 @@
+"""What an agent computes in one round, as plain functions over arrays: no network, no disk, no keys.
+
+The steps are those of docs/method.md section 5. Matrices are in true column order except where a name says `wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.client_agent.adapter import AdapterState
+from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch
+from shelora.lora import (
+    Adapter,
+    Factors,
+    average,
+    canonical,
+    cipher_part,
+    dense_average,
+    initial_adapter,
+    reparameterize,
+)
+from shelora.plan import FederationSeed, ModuleShape, Plan, SlotLayout, fresh_rows, undo, wire_order
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+_MISSING_AFTER_FLOAT32 = 1e-6
+"""Factors and basis travel as float32, so directions that are missing come back at about 1e-8 of the largest."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalUpdate:
+    """What one agent contributes to a round, in the clear; it never leaves the agent in this form.
+
+    Attributes:
+        factors: canonical factors per module, left float64[m, r], right float64[r, n].
+        dense: float64 tensors trained whole, in plan order.
+    """
+
+    factors: tuple[Factors, ...]
+    dense: tuple[Float64, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AveragedUpdate:
+    """A published average, opened.
+
+    Attributes:
+        basis: float64[m, s] per module, orthonormal columns.
+        core: float64[s, n] per module; basis @ core is the averaged update.
+        dense: float64 tensors, in plan order.
+    """
+
+    basis: tuple[Float64, ...]
+    core: tuple[Float64, ...]
+    dense: tuple[Float64, ...]
+
+
+def local_update(adapter: AdapterState, scaling: float) -> LocalUpdate:
+    """Bring a trained adapter into canonical form, module by module."""
+    factors = tuple(canonical(module.b, module.a, scaling) for module in adapter.modules)
+    return LocalUpdate(factors, tuple(np.asarray(tensor, dtype=np.float64) for tensor in adapter.dense))
+
+
+def wire_orders(seed: FederationSeed, plan: Plan, round_number: int, priorities: Sequence[Int64]) -> tuple[Int64, ...]:
+    """The secret column order of every module in one round: order[p] is the true column at wire position p."""
+    return tuple(
+        wire_order(seed, plan.federation, plan.version, round_number, module.name, module.in_features, priority, levels)
+        for module, priority, levels in zip(plan.shapes.modules, priorities, plan.levels, strict=True)
+    )
+
+
+def factor_tensors(update: LocalUpdate, orders: Sequence[Int64], columns: Sequence[int]) -> dict[str, Float32]:
+    """The factors payload: left factors whole, right factors without their first k wire columns.
+
+    Args:
+        update: the agent's update.
+        orders: wire order per module.
+        columns: encrypted columns k per module.
+
+    Returns:
+        "<module index>.left" float32[m, r] and "<module index>.right" float32[r, n - k].
+    """
+    tensors: dict[str, Float32] = {}
+    for index, (factors, order, hidden) in enumerate(zip(update.factors, orders, columns, strict=True)):
+        tensors[f"{index}.left"] = np.ascontiguousarray(factors.left, dtype=np.float32)
+        tensors[f"{index}.right"] = np.ascontiguousarray(factors.right[:, order[hidden:]], dtype=np.float32)
+    return tensors
+
+
+def cipher_values(
+    update: LocalUpdate,
+    orders: Sequence[Int64],
+    columns: Sequence[int],
+    projections: Mapping[str, npt.NDArray[np.floating]],
+    weight: float,
+    layout: SlotLayout,
+) -> Float64:
+    """The values an agent encrypts, in slot order: weighted dense tensors, then weighted first columns of every module.
+
+    Args:
+        update: the agent's update.
+        orders: wire order per module.
+        columns: encrypted columns k per module.
+        projections: "<module index>.projection" float[s, r] as the aggregator answered.
+        weight: the agent's share w of the cohort's examples, 0 to 1.
+        layout: slot layout of the cohort.
+
+    Returns:
+        float64[used slots].
+
+    Raises:
+        ShapeMismatch, MalformedPayload: the answer does not fit the layout.
+    """
+    parts = []
+    for index, (factors, order, hidden) in enumerate(zip(update.factors, orders, columns, strict=True)):
+        projection = _tensor(
+            projections, f"{index}.projection", (layout.basis_rows[index], factors.right.shape[0])
+        ).astype(np.float64)
+        parts.append(cipher_part(projection, factors.right[:, order[:hidden]], weight))
+    return layout.pack([weight * tensor for tensor in update.dense], parts)
+
+
+def open_average(
+    tensors: Mapping[str, npt.NDArray[np.floating]],
+    decrypted: Float64,
+    orders: Sequence[Int64],
+    layout: SlotLayout,
+    first_plain: Sequence[int],
+    total_weight: float,
+) -> AveragedUpdate:
+    """Join the plain and the decrypted part of a published average and bring the columns back into true order.
+
+    Args:
+        tensors: "<module index>.basis" float[m, s] and "<module index>.plain" float[s, n - first_plain].
+        decrypted: float64[slots], the opened sum.
+        orders: wire order per module of that round.
+        layout: slot layout of that round's cohort.
+        first_plain: per module the first wire position any counted member sent in the clear (its smallest k).
+        total_weight: sum W of the weights that count, positive.
+
+    Raises:
+        ShapeMismatch, MalformedPayload, NonFiniteValue: the published payload does not fit the plan.
+    """
+    dense, opened = layout.unpack(decrypted)
+    bases: list[Float64] = []
+    cores: list[Float64] = []
+    for index, (module, rows, order) in enumerate(zip(layout.modules, layout.basis_rows, orders, strict=True)):
+        basis = _tensor(tensors, f"{index}.basis", (module.out_features, rows)).astype(np.float64)
+        first = first_plain[index]
+        plain = np.zeros((rows, module.in_features))
+        plain[:, first:] = _tensor(tensors, f"{index}.plain", (rows, module.in_features - first))
+        bases.append(basis)
+        cores.append(undo(order, average(plain, opened[index], total_weight)))
+    return AveragedUpdate(tuple(bases), tuple(cores), tuple(dense_average(part, total_weight) for part in dense))
+
+
+def starting_adapter(seed: FederationSeed, plan: Plan, rank: int, dense: Sequence[Float64]) -> AdapterState:
+    """The adapter before the first round: B = 0, A from the federation seed, so that nobody outside ever knows A."""
+    modules = tuple(
+        initial_adapter(rank, module.out_features, _rows(seed, plan, module, 0, rank)) for module in plan.shapes.modules
+    )
+    return AdapterState(modules, tuple(dense))
+
+
+def refit(
+    opened: AveragedUpdate, seed: FederationSeed, plan: Plan, round_number: int, rank: int, scaling: float
+) -> AdapterState:
+    """Best adapter of the agent's own rank for an opened average."""
+    modules: list[Adapter] = [
+        reparameterize(
+            basis, core, rank, scaling, _rows(seed, plan, module, round_number, rank), missing=_MISSING_AFTER_FLOAT32
+        )
+        for module, basis, core in zip(plan.shapes.modules, opened.basis, opened.core, strict=True)
+    ]
+    return AdapterState(tuple(modules), opened.dense)
+
+
+def _rows(seed: FederationSeed, plan: Plan, module: ModuleShape, round_number: int, rank: int) -> Float64:
+    return fresh_rows(seed, plan.federation, plan.epoch, module.name, round_number, rank, module.in_features)
+
+
+def _tensor(
+    tensors: Mapping[str, npt.NDArray[np.floating]], name: str, shape: tuple[int, ...]
+) -> npt.NDArray[np.floating]:
+    found = tensors.get(name)
+    if found is None:
+        raise MalformedPayload(f"the aggregator's payload lacks tensor {name!r}", hint="compare both software versions")
+    if found.shape != shape:
+        raise ShapeMismatch(f"tensor {name!r}: expected shape {shape}, got {found.shape}")
+    if not np.isfinite(found).all():
+        raise NonFiniteValue(f"tensor {name!r} holds NaN or infinity")
+    return found
