@@ -81,7 +81,7 @@ def test_the_plan_is_explained_for_those_registered() -> None:
     agents = [RegisteredAgent(f"agent-{index}", 4, (8, 8), "25%", "", 0, True, AgentTask.WAIT, 9) for index in (1, 2)]
     table = plan_table(make_federation(), agents)
     assert table is not None
-    assert table.row_count == 2
+    assert len(table.rows) == 2
     assert plan_table(make_federation(planned=False), agents) is None
 
 
