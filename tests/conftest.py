@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 
 # Before anything imports the libraries that read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,3 +26,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 def anyio_backend() -> str:
     """Run every async test on asyncio: grpc.aio knows no other loop."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """Keep one loop for the session: grpc.aio has one poller a process, whose late events fail in any newer loop."""
+    yield  # noqa: PT022 - only a generator keeps the loop

@@ -17,6 +17,7 @@ from services.common.audit import AuditRecord
 from services.common.keymanager_client import FetchedEpoch
 from services.operators.domain import Event, Federation, Member, RegisteredAgent, Round
 from services.operators.explain import Explanation
+from services.operators.sheet import Sheet
 from shelora.rounds.phases import FederationState, RoundPhase
 
 _MEGABYTE: Final = 1e6
@@ -50,12 +51,11 @@ def as_json(value: Any, *, indent: int | None = 2) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def federations_table(federations: Sequence[Federation]) -> Table:
+def federations_table(federations: Sequence[Federation]) -> Sheet:
     """One line a federation."""
-    table = make_table("federation", "state", "round", "agents", "plan", "epoch", "created")
+    table = Sheet("federation", "state", "round", "agents", "plan", "epoch", "created")
     for federation in federations:
-        add_row(
-            table,
+        table.add(
             federation.spec.federation,
             _state(federation),
             f"{federation.last_published_round} of {federation.spec.rounds}",
@@ -73,16 +73,16 @@ def federation_table(federation: Federation) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    add_row(table, "federation", spec.federation)
-    add_row(table, "state", _state(federation))
-    add_row(table, "published", f"{federation.last_published_round} of {spec.rounds} rounds")
-    add_row(table, "agents", f"{federation.agents} registered, target {spec.target_agents}, quorum {spec.quorum}")
+    _add(table, "federation", spec.federation)
+    _add(table, "state", _state(federation))
+    _add(table, "published", f"{federation.last_published_round} of {spec.rounds} rounds")
+    _add(table, "agents", f"{federation.agents} registered, target {spec.target_agents}, quorum {spec.quorum}")
     if federation.round is not None:
-        add_row(table, "round", round_line(federation.round))
+        _add(table, "round", round_line(federation.round))
     if federation.plan is not None:
         plan = federation.plan
         dense = sum(tensor.size for tensor in plan.shapes.dense)
-        add_row(
+        _add(
             table,
             "plan",
             f"version {plan.version}, epoch {plan.epoch}, negotiation {plan.negotiation.value}, basis cap {plan.cap}, "
@@ -99,12 +99,11 @@ def round_line(found: Round) -> str:
     return line + (f" ({found.reason})" if found.reason else "")
 
 
-def agents_table(agents: Sequence[RegisteredAgent]) -> Table:
+def agents_table(agents: Sequence[RegisteredAgent]) -> Sheet:
     """One line an agent."""
-    table = make_table("agent", "rank>", "budget", "columns>", "examples>", "task", "seen", "connected", "version")
+    table = Sheet("agent", "rank>", "budget", "columns>", "examples>", "task", "seen", "connected", "version")
     for agent in agents:
-        add_row(
-            table,
+        table.add(
             agent.name,
             str(agent.rank),
             agent.budget,
@@ -118,12 +117,11 @@ def agents_table(agents: Sequence[RegisteredAgent]) -> Table:
     return table
 
 
-def rounds_table(rounds: Sequence[Round]) -> Table:
+def rounds_table(rounds: Sequence[Round]) -> Sheet:
     """One line a round."""
-    table = make_table("round>", "phase", "plan", "cohort", "counted", "seconds>", "plain MB>", "cipher MB>", "reason")
+    table = Sheet("round>", "phase", "plan", "cohort", "counted", "seconds>", "plain MB>", "cipher MB>", "reason")
     for found in rounds:
-        add_row(
-            table,
+        table.add(
             str(found.number),
             found.phase.value if found.phase else _NONE,
             f"v{found.plan_version}",
@@ -137,18 +135,18 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
     return table
 
 
-def round_members_table(found: Round) -> Table:
+def round_members_table(found: Round) -> Sheet:
     """One line a member of one round, with the figures it reported."""
     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in found.phase_seconds.items())
     counted = f"{len(found.counted)} of {len(found.members)} counted"
     phase = "" if found.phase in (RoundPhase.PUBLISHED, None) else f" [{found.phase.value}]"
-    table = make_table(
-        "agent", "rank>", "examples>", "accuracy", "train s>", "encrypt s>", "transfer s>", "decrypt s>", "apply s>",
+    table = Sheet(
+        "agent", "rank>", "examples>", "accuracy>", "train s>", "encrypt s>", "transfer s>", "decrypt s>", "apply s>",
         "HE s>", "up MB>", "cipher up MB>", "down MB>", "cipher down MB>",
         title=f"round {found.number}{phase}: {counted}" + (f" | {phases}" if phases else ""),
     )  # fmt: skip
     for member in found.members:
-        add_row(table, *_member_cells(member))
+        table.add(*_member_cells(member))
     return table
 
 
@@ -182,13 +180,12 @@ def _member_cells(member: Member) -> list[str]:
     ]
 
 
-def epochs_table(epochs: Sequence[FetchedEpoch]) -> Table:
+def epochs_table(epochs: Sequence[FetchedEpoch]) -> Sheet:
     """One line a key epoch."""
-    table = make_table("epoch>", "state", "ring>", "modulus bits>", "scale bits>", "parameters", "made")
+    table = Sheet("epoch>", "state", "ring>", "modulus bits>", "scale bits>", "parameters", "made")
     for epoch in epochs:
         parameters = epoch.parameters
-        add_row(
-            table,
+        table.add(
             str(epoch.number),
             epoch.state,
             str(parameters.ring_dimension),
@@ -200,30 +197,27 @@ def epochs_table(epochs: Sequence[FetchedEpoch]) -> Table:
     return table
 
 
-def audit_table(records: Sequence[AuditRecord]) -> Table:
+def audit_table(records: Sequence[AuditRecord]) -> Sheet:
     """One line an audit record."""
-    table = make_table("#>", "when", "who", "action", "on", "outcome")
+    table = Sheet("#>", "when", "who", "action", "on", "outcome")
     for record in records:
-        add_row(
-            table, str(record.sequence), at(record.at_ms), record.actor, record.action, record.subject, record.outcome
-        )
+        table.add(str(record.sequence), at(record.at_ms), record.actor, record.action, record.subject, record.outcome)
     return table
 
 
-def explanation_table(found: Explanation) -> Table:
+def explanation_table(found: Explanation) -> Sheet:
     """One line an agent: what it sends, receives and computes in one round."""
     rows = sorted(set(found.basis_rows))
     span = f"{rows[0]}" if len(rows) == 1 else (f"{rows[0]} to {rows[-1]}" if rows else "0")
     exact = "the average is exact" if found.exact else "the average is the best fit of that rank"
-    table = make_table(
+    table = Sheet(
         "agent", "rank>", "budget", "k>", "share>", "blocks>", "factors up MB>", "cipher up MB>", "up MB>",
         "projection MB>", "average MB>", "cipher down MB>", "down MB>", "encrypt s>", "upload s>",
         title=f"{found.modules} modules, {found.dense_values:,} dense values, basis rows {span} "
         f"(cap {found.cap}): {exact}",
     )  # fmt: skip
     for cost in found.agents:
-        add_row(
-            table,
+        table.add(
             cost.agent,
             str(cost.rank),
             cost.budget,
@@ -293,16 +287,7 @@ def names(found: Sequence[str], most: int = 6) -> str:
     return shown + (f" and {len(found) - most} more" if len(found) > most else "") or _NONE
 
 
-def make_table(*columns: str, title: str = "") -> Table:
-    """A table; a column whose name ends in ">" is set to the right. Texts are taken as they are, never as markup."""
-    table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(Text(column.removesuffix(">")), justify="right" if column.endswith(">") else "left")
-    return table
-
-
-def add_row(table: Table, *cells: str | Text) -> None:
-    """Add a row of texts that are taken as they are, never as markup."""
+def _add(table: Table, *cells: str | Text) -> None:
     table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 

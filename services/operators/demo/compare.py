@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from services.operators.demo.folder import DemoFolder
 from services.operators.demo.options import DemoOptions
 from services.operators.demo.processes import Crew
-from services.operators.render import add_row, make_table, percent
+from services.operators.render import percent
+from services.operators.sheet import Sheet
 from shelora.errors import StoredBytesCorrupt
 
 
@@ -53,14 +52,14 @@ def read_comparison(path: Path, names: Sequence[str]) -> dict[str, Any]:
     return {"accuracy": accuracy, "rounds": rounds}
 
 
-def comparison_table(encrypted: Mapping[str, float | None], plaintext: Mapping[str, float]) -> Table:
+def comparison_table(encrypted: Mapping[str, float | None], plaintext: Mapping[str, float]) -> Sheet:
     """Final accuracies side by side, with the difference in points."""
-    table = make_table(
-        "agent", "encrypted rounds>", "plaintext m x n>", "difference, points>",
-        title="final accuracy: this run and the same training averaged in the clear",
+    table = Sheet(
+        "agent", "encrypted>", "plaintext>", "points apart>",
+        title="final accuracy: encrypted rounds, and the same training with plaintext m x n averaging",
     )  # fmt: skip
     for name, reference in plaintext.items():
         found = encrypted.get(name)
         difference = "-" if found is None else f"{100 * (found - reference):+.2f}"
-        add_row(table, name, percent(found), percent(reference), difference)
+        table.add(name, percent(found), percent(reference), difference)
     return table

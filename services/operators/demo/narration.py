@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from services.operators.demo.folder import DemoFolder
@@ -20,7 +19,8 @@ from services.operators.demo.stage import MOST_TEST_ROWS
 from services.operators.demo.verify import BOUND, Verification
 from services.operators.domain import Federation, RegisteredAgent
 from services.operators.explain import Participant, explain
-from services.operators.render import add_row, explanation_table, make_table, percent
+from services.operators.render import explanation_table, percent
+from services.operators.sheet import Sheet
 from shelora.errors import SheLoraError
 
 _SHOWN_LABELS: Final = 12
@@ -39,15 +39,15 @@ def tell_start(console: Console, options: DemoOptions, folder: DemoFolder, share
     limited = f", {MOST_TEST_ROWS:,} of them used" if len(shares.test) > MOST_TEST_ROWS else ""
     labels = shares.labels[:_SHOWN_LABELS]
     title = f"who has what of {options.data} (tested on {source}: {len(shares.test):,} rows{limited})"
-    table = make_table("agent", "rank>", "budget", "rows>", *(f"{label}>" for label in labels), title=title)
+    table = Sheet("agent", "rank>", "budget", "rows>", *(f"{label}>" for label in labels), title=title)
     for name, rank, budget in zip(options.names, options.ranks, options.budgets, strict=True):
         counts = shares.counts(name)
         cells = [str(counts[label]) for label in labels]
-        add_row(table, name, str(rank), budget, f"{sum(counts.values()):,}", *cells)
+        table.add(name, str(rank), budget, f"{sum(counts.values()):,}", *cells)
     console.print(table)
 
 
-def plan_table(federation: Federation, agents: Sequence[RegisteredAgent]) -> Table | None:
+def plan_table(federation: Federation, agents: Sequence[RegisteredAgent]) -> Sheet | None:
     """What the plan in force costs each agent; None without a plan."""
     plan = federation.plan
     if plan is None:
@@ -58,13 +58,12 @@ def plan_table(federation: Federation, agents: Sequence[RegisteredAgent]) -> Tab
 
 def tell_verification(console: Console, verification: Verification) -> None:
     """The check of each round, and the verdict."""
-    table = make_table(
+    table = Sheet(
         "round>", "counted>", "agents compared>", "averaged values>", "largest error>", "where",
         title="verification: decrypted averages against float64 averages of the clear factors",
     )  # fmt: skip
     for check in verification.rounds:
-        add_row(
-            table,
+        table.add(
             str(check.round),
             str(len(check.counted)),
             str(len(check.opened_by)),
@@ -98,9 +97,9 @@ def tell_accuracy(
     console: Console, names: Sequence[str], before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> None:
     """Accuracy of every agent's adapter at the start and at the end."""
-    table = make_table("agent", "at the start>", "after the last round>", title="accuracy on the test data")
+    table = Sheet("agent", "start>", "final>", title="accuracy on the test data, at the start and after the last round")
     for name in names:
-        add_row(table, name, percent(before[name]), percent(after[name]))
+        table.add(name, percent(before[name]), percent(after[name]))
     console.print(table)
 
 
