@@ -85,8 +85,8 @@ def requirements_of(extra: str) -> Iterator[Requirement]:
         "numpy==2.2.6",
         "numpy>=2.2.6 --hash=sha256:" + "0" * 64,
         "numpy==2.2.6 --hash=md5:" + "0" * 32,
-        "--index-url https://index.example/simple",
-        "https://index.example/numpy-2.2.6-py3-none-any.whl",
+        "--index-url https://packages.example/simple",
+        "https://packages.example/numpy-2.2.6-py3-none-any.whl",
     ],
 )
 def test_parse_pins_refuses_what_is_not_a_hashed_pin(line: str) -> None:
