@@ -19,6 +19,7 @@ from shelora.plan import (
     ModelShapes,
     ModuleShape,
     SlotLayout,
+    average_bytes,
     cipher_bytes,
     factors_bytes,
     parse_budget,
@@ -146,10 +147,7 @@ def explain(
     widths = [module.in_features for module in shapes.modules]
     smallest = [min(participant.columns[index] for participant in participants) for index in range(len(rows))]
     largest = [max(participant.columns[index] for participant in participants) for index in range(len(rows))]
-    average = FLOAT_BYTES * sum(
-        s * (module.out_features + module.in_features - k)
-        for module, s, k in zip(shapes.modules, rows, smallest, strict=True)
-    )
+    average = average_bytes(shapes, rows, smallest)
     used_rate = rate or HeRate(ENCRYPT_VALUES_PER_S, UPLOAD_BYTES_PER_S)
     costs = []
     for participant in participants:

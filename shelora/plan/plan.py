@@ -189,36 +189,41 @@ def factors_bytes(shapes: ModelShapes, rank: int, columns: Sequence[int]) -> int
         SizeMismatch: not one k per module.
         ShapeMismatch: a k out of range.
     """
+    return _pair_bytes(shapes, [rank] * len(shapes.modules), columns)
+
+
+def average_bytes(shapes: ModelShapes, rows: Sequence[int], columns: Sequence[int]) -> int:
+    """Bytes of the plain part of a published average; `cipher_bytes` of the largest k comes on top.
+
+    Args:
+        shapes: the federation's model.
+        rows: basis rows s per module.
+        columns: per module the smallest k of the members that count.
+
+    Returns:
+        Bytes: 4 * sum over modules of m * s (basis) + s * (n - k) (plain columns).
+
+    Raises:
+        SizeMismatch: not one s and one k per module.
+        ShapeMismatch: a k out of range.
+    """
+    return _pair_bytes(shapes, rows, columns)
+
+
+def _pair_bytes(shapes: ModelShapes, inner: Sequence[int], columns: Sequence[int]) -> int:
+    """Bytes of a float32 matrix pair per module, m x inner and inner x (n - k)."""
+    _check_module_count(shapes, "inner dimensions", len(inner))
     _check_module_count(shapes, "column counts", len(columns))
     values = 0
-    for module, k in zip(shapes.modules, columns, strict=True):
+    for module, width, k in zip(shapes.modules, inner, columns, strict=True):
         if not 0 <= k <= module.in_features:
             raise ShapeMismatch(
                 f"expected 0 to {module.in_features} encrypted columns in {module.name!r}, got {k}",
                 hint="resolve the budget against this plan",
                 context={"module": module.name},
             )
-        values += rank * (module.out_features + module.in_features - k)
+        values += width * (module.out_features + module.in_features - k)
     return FLOAT_BYTES * values
-
-
-def average_bytes(shapes: ModelShapes, rows: Sequence[int]) -> int:
-    """Bytes of the plain part of a published average; `cipher_bytes` of the largest k comes on top.
-
-    Args:
-        shapes: the federation's model.
-        rows: basis rows s per module.
-
-    Returns:
-        Bytes: 4 * sum over modules of m * s (basis) + s * n (plain columns).
-
-    Raises:
-        SizeMismatch: not one s per module.
-    """
-    _check_module_count(shapes, "basis rows", len(rows))
-    return FLOAT_BYTES * sum(
-        s * (module.out_features + module.in_features) for module, s in zip(shapes.modules, rows, strict=True)
-    )
 
 
 def _check_module_count(shapes: ModelShapes, kind: str, count: int) -> None:

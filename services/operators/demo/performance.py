@@ -106,6 +106,7 @@ class Performance:
                 stage.start_agents()
                 _step(board, display, "starting aggregator and agents")
                 await stage.start_aggregator()
+                display.show(f"dashboard while this runs: {stage.dashboard}")
                 await stage.start_federation(session)
                 self._seconds["start"] = self._clock.monotonic_s() - started_s
                 addresses = {name: stage.control_address(name) for name in options.names}

@@ -108,6 +108,11 @@ class Stage:
             return f"unix:{path}"
         return f"{_HOST}:{self._spare[name]}"
 
+    @property
+    def dashboard(self) -> str:
+        """Where the aggregator shows itself to a browser."""
+        return f"http://{_HOST}:{self.ports.aggregator_ops}/"
+
     def write(self) -> OperatorProfile:
         """Write all configuration files; returns the operator's profile."""
         folder, ports = self._folder, self.ports

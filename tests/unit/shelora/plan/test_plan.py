@@ -131,10 +131,10 @@ def test_plain_sizes_are_those_of_the_arrays() -> None:
     assert factors_bytes(SHAPES, 3, (2, 1)) == sum(array.nbytes for array in factors)
     published = [
         array
-        for module, s in zip(SHAPES.modules, (5, 8), strict=True)
-        for array in (np.zeros((module.out_features, s), np.float32), np.zeros((s, module.in_features), np.float32))
+        for module, s, k in zip(SHAPES.modules, (5, 8), (2, 1), strict=True)
+        for array in (np.zeros((module.out_features, s), np.float32), np.zeros((s, module.in_features - k), np.float32))
     ]
-    assert average_bytes(SHAPES, (5, 8)) == sum(array.nbytes for array in published)
+    assert average_bytes(SHAPES, (5, 8), (2, 1)) == sum(array.nbytes for array in published)
 
 
 def test_figures_of_the_published_workload() -> None:
@@ -156,7 +156,7 @@ def test_byte_formulas_refuse_other_modules() -> None:
     with pytest.raises(ShapeMismatch):
         factors_bytes(SHAPES, 3, (2, 5))
     with pytest.raises(SizeMismatch):
-        average_bytes(SHAPES, (2,))
+        average_bytes(SHAPES, (2,), (2, 1))
 
 
 def test_package_exports_are_sorted_and_exist() -> None:
