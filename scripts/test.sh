@@ -18,8 +18,8 @@ suite() { # suite NAME PYTEST-ARGUMENTS...: a suite without tests is a failed on
 
 step "unit and contract" suite unit tests/unit tests/contract -n 2 --cov --cov-report= --cov-fail-under=0
 step "coverage of shelora" "$bin/coverage" report
-step "service" suite service tests/service
-step "simulation" suite simulation tests/simulation
+step "service" suite service tests/service -n 2
+step "simulation" suite simulation tests/simulation -n 2
 step "e2e" suite e2e tests/e2e
 steps_report "test" || status=$?
 "$bin/python" scripts/totals.py "$results"
