@@ -17,7 +17,7 @@ from services.client_agent.priorities import ColumnPriorities
 from services.client_agent.round import LocalUpdate, cipher_values, factor_tensors, local_update, wire_orders
 from services.client_agent.state import load_tensors, write_file, write_tensors
 from shelora.errors import StalePlan, StoredBytesCorrupt
-from shelora.plan import Plan
+from shelora.plan import Plan, SlotLayout
 
 Float64 = npt.NDArray[np.float64]
 
@@ -91,7 +91,7 @@ class RoundWorker:
         marker = {"layout_digest": layout.digest().hex()}
         fresh = not path.exists() or kit.state.read_json(path.with_suffix(".json")) != marker
         if fresh:
-            values = await self._values(saved[0], plan, keys, number, answer)
+            values = await self._values(saved[0], plan, keys, number, answer, layout)
             await self._encrypt(keys, number, values, path)
             kit.state.write_json(path.with_suffix(".json"), marker)
             kit.figures.add(number, seconds_encrypt=kit.clock.monotonic_s() - started)
@@ -129,14 +129,14 @@ class RoundWorker:
 
         update = await kit.blocking.run(keep)
         seconds = kit.clock.monotonic_s() - started
-        prefixed = {f"train_{name}": value for name, value in metrics.items()}
-        kit.figures.add(number, seconds_train=seconds, examples=kit.trainer.examples, **prefixed)
+        kit.figures.add(number, **metrics, seconds_train=seconds, examples=kit.trainer.examples)
         return update, metadata
 
-    async def _values(self, update: LocalUpdate, plan: Plan, keys: EpochKeys, number: int, answer: Received) -> Float64:
+    async def _values(
+        self, update: LocalUpdate, plan: Plan, keys: EpochKeys, number: int, answer: Received, layout: SlotLayout
+    ) -> Float64:
         kit = self._kit
         orders = wire_orders(keys.seed, plan, number, await self._priorities.agreed(plan, keys))
-        layout = agreed_layout(plan, answer)
         return await kit.blocking.run(
             lambda: cipher_values(update, orders, kit.columns, load_tensors(answer.path), answer.weight, layout)
         )

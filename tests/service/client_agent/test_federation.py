@@ -59,7 +59,7 @@ async def test_two_rounds_with_unequal_ranks_and_budgets(deployment):
         for member in found.members:
             assert member.metrics["bytes_up"] == member.factors_bytes + member.cipher_bytes
             assert 0 <= member.metrics["accuracy_after"] <= 1
-            assert member.metrics["train_steps"] == 2
+            assert member.metrics["steps"] == 2
     for running in deployment.agents.values():
         status = running.agent.board.status
         assert (status.activity, status.applied_round, status.last_error) == (Activity.ENDED, 2, "")

@@ -85,7 +85,7 @@ def requirements_of(extra: str) -> Iterator[Requirement]:
         "numpy==2.2.6",
         "numpy>=2.2.6 --hash=sha256:" + "0" * 64,
         "numpy==2.2.6 --hash=md5:" + "0" * 32,
-        "--index-url https://packages.example/simple",
+        "--index-url=https://packages.example/simple",
         "https://packages.example/numpy-2.2.6-py3-none-any.whl",
     ],
 )
