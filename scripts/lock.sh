@@ -28,4 +28,5 @@ lock dev "the extra 'dev' of pyproject.toml" --extra dev pyproject.toml "$@"
 for role in aggregator keymanager agent; do
   lock "$role" "the extra '$role' of pyproject.toml" --extra "$role" --constraint requirements/dev.txt pyproject.toml
 done
-echo uv | lock bootstrap "the pin of uv in requirements/dev.txt" --constraint requirements/dev.txt -
+# What installs everything else, and the build backend of pyproject.toml in the same version.
+printf 'uv\nuv-build\n' | lock bootstrap "the pin of uv in requirements/dev.txt" --constraint requirements/dev.txt -

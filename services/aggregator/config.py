@@ -41,11 +41,13 @@ class AggregatorConfig(ServiceConfig):
         federation: the federation it is enrolled in.
         listen: port for agents and operators, mutual TLS.
         ops_listen: HTTP for health, metrics and the dashboard. It asks nobody who they are: keep it inside.
+        health_listen: gRPC without TLS that serves the standard health service and nothing else; off unless set.
         state_dir: blobs, and the database unless `database_url` says otherwise.
         database_url: sqlite+aiosqlite:///<path> or postgresql+asyncpg://...; the default is a file in `state_dir`.
         identity_dir: key and certificates; the default is a folder in `state_dir`.
         enrolment_file: how to get an identity where there is none.
-        keymanager: where the certificate is renewed; the default is what the enrolment file says.
+        keymanager: the key manager's membership port, where the certificate is renewed and revocations are read; the
+            default is what the enrolment file says.
         compute_threads: threads for computations; as many again check uploads.
         keep_rounds: published rounds whose average stays, 0 for all.
         resume_grace_s: after a restart agents get at least this long before the running deadline.
@@ -56,6 +58,7 @@ class AggregatorConfig(ServiceConfig):
     federation: Annotated[str, AfterValidator(_check_federation)]
     listen: Address = "127.0.0.1:7443"
     ops_listen: Address = "127.0.0.1:7480"
+    health_listen: Address | None = None
     state_dir: Path = Path("aggregator-state")
     database_url: SecretStr | None = None
     identity_dir: Path | None = None

@@ -20,8 +20,9 @@ from services.aggregator.agents import AgentLimits
 from services.aggregator.compute import LocalCompute
 from services.aggregator.config import AggregatorConfig
 from services.aggregator.driver import Driver, DriverOptions
+from services.aggregator.federation_metrics import FederationMetrics
 from services.aggregator.http import http_app
-from services.aggregator.metrics import FederationGauges, MeasuredChecks, MeasuredCompute, watch_pool
+from services.aggregator.metrics import MeasuredChecks, MeasuredCompute, watch_host, watch_pool
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.revocations import Revocations, follow
 from services.aggregator.service import AggregatorService, ServiceLimits
@@ -33,10 +34,10 @@ from services.common.clock import Clock
 from services.common.database import Database, migrate
 from services.common.enrolment import Enrolment, ensure_identity, renew_forever
 from services.common.files import make_folders
-from services.common.grpc_errors import ErrorInterceptor
+from services.common.health import HealthServer, Readiness
 from services.common.identity import Role
-from services.common.lifecycle import remove_ready_file, write_ready_file
-from services.common.metrics import RpcMetricsInterceptor, new_registry
+from services.common.lifecycle import announced
+from services.common.metrics import new_registry, rpc_interceptors
 from services.common.ops import serve_http
 from services.common.server import GrpcServer
 from services.common.threads import WorkerPool
@@ -136,40 +137,33 @@ async def _serve(
         config.listen,
         server_credentials(files, require_client=True),
         registration(service, engine.blobs, revocations),
-        [RpcMetricsInterceptor(engine.registry), ErrorInterceptor()],
+        rpc_interceptors(engine.registry),
         maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
     )
+    servers: dict[str, GrpcServer | HealthServer] = {"grpc": server}
+    if config.health_listen is not None:
+        servers["health"] = HealthServer(config.health_listen)
+    watch_host(engine.registry, config.state_dir, files)
     app = http_app(service, ready, engine.registry, clock.now_ms)
     async with serve_http(app, config.ops_listen) as ops, anyio.create_task_group() as tasks:
         tasks.start_soon(engine.driver.run)
-        tasks.start_soon(FederationGauges(service, engine.registry, clock).run)
+        tasks.start_soon(FederationMetrics(service, engine.registry, clock).run)
         address = _keymanager_address(config)
         if address is not None:
             tasks.start_soon(_renew, address, files, clock)
             tasks.start_soon(follow, revocations, address, files, clock)
         try:
-            ports = {"grpc": await server.start(), "ops": ops}
-            with _announced(ready_file, ports):
-                _log.info("aggregator serves", federation=config.federation, **ports)
-                await stop.wait()
+            ports = {name: await one.start() for name, one in servers.items()} | {"ops": ops}
+            async with Readiness(ready, servers.values(), clock).followed():
+                with announced(ready_file, ports):
+                    _log.info("aggregator serves", federation=config.federation, **ports)
+                    await stop.wait()
             await _drain(server, service)
         finally:
             with anyio.CancelScope(shield=True):
-                await server.drain(0)
+                for one in servers.values():
+                    await one.drain(0)
         tasks.cancel_scope.cancel()
-
-
-@contextlib.contextmanager
-def _announced(ready_file: Path | None, ports: Mapping[str, int]) -> Iterator[None]:
-    """The ready file is there inside the block."""
-    if ready_file is None:
-        yield
-        return
-    write_ready_file(ready_file, ports)
-    try:
-        yield
-    finally:
-        remove_ready_file(ready_file)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:

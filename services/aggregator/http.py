@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from services.aggregator.read_api import Json, agent_json, federation_json, round_json, widths_of
 from services.aggregator.service import AggregatorService
-from services.common.ops import Ready, ops_app
+from services.common.health import Ready
+from services.common.ops import ops_app
 from shelora.errors import NotFound, SheLoraError
 
 DASHBOARD: Final = Path(__file__).with_name("dashboard.html")

@@ -49,7 +49,7 @@ async def follow(revocations: Revocations, keymanager: str, files: IdentityFiles
 
     Args:
         revocations: is told.
-        keymanager: the key manager's port for members.
+        keymanager: the key manager's membership port.
         files: the aggregator's identity; read anew every time, because it is renewed.
         clock: waits.
     """

@@ -14,7 +14,8 @@ from services.common.grpc_errors import error_from_rpc, is_write_failure
 
 IDEMPOTENT: Final[dict[str, tuple[str, ...]]] = {
     "shelora.v1.EnrolmentService": ("Enrol",),
-    "shelora.v1.KeyManagerService": ("FetchEpoch", "ListEpochs", "ListRevocations", "ListAuditRecords"),
+    "shelora.v1.MembershipService": ("ListRevocations",),
+    "shelora.v1.KeyManagerService": ("FetchEpoch", "ListEpochs", "ListAuditRecords"),
     "shelora.v1.FederationService": (
         "CreateFederation",
         "GetFederation",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
@@ -20,6 +20,8 @@ Model = TypeVar("Model", bound=BaseModel)
 _FOLDER = "folder"
 _SECRET = re.compile(r"kek|key|secret|token|password", re.IGNORECASE)
 _SHOWN_CHARACTERS = 80
+_FILE = "_file"
+_MOST_BYTES = 65_536
 
 
 def _resolve_address(text: str, info: ValidationInfo) -> str:
@@ -53,7 +55,9 @@ def load_config(
     """Read a configuration file, apply environment overrides, check everything.
 
     An override is named SHELORA_<SERVICE>__<FIELD>, with another `__` for each level below, for example
-    SHELORA_AGENT__LORA__RANK=8. Its value is a text; lists and mappings are written as JSON.
+    SHELORA_AGENT__LORA__RANK=8. Its value is a text; lists and mappings are written as JSON. With _FILE appended to a
+    field's name the value is read from the file that the variable names, less one newline at its end; where a field's
+    own name ends so, as in ENROLMENT_FILE, the variable means that field.
 
     Args:
         model: what to build; unknown fields are refused whatever the model says. Relative paths in it start at the
@@ -67,11 +71,11 @@ def load_config(
 
     Raises:
         InvalidConfiguration: the file is missing or no YAML mapping, or any field is wrong; names the file and every
-            wrong field.
+            wrong field. Or the file that a variable names cannot be read; names both, never the content.
     """
     name = service or re.sub(r"(Configuration|Config|Settings)$", "", model.__name__)
-    data = _merged(_read(path), overrides(name, os.environ if environ is None else environ))
     folder = path.resolve().parent
+    data = _merged(_read(path), overrides(name, os.environ if environ is None else environ, model, folder))
     try:
         config = model.model_validate(data, extra="forbid", context={_FOLDER: str(folder)})
     except ValidationError as error:
@@ -84,11 +88,20 @@ def load_config(
     return cast("Model", _resolved(config, folder))
 
 
-def overrides(service: str, environ: Mapping[str, str]) -> dict[str, Any]:
+def overrides(
+    service: str, environ: Mapping[str, str], model: type[BaseModel], folder: Path = Path()
+) -> dict[str, Any]:
     """The nested overrides for a service that the environment holds.
 
+    Args:
+        service: the <SERVICE> part of the names.
+        environ: environment variables.
+        model: tells the field `x_file` from the field `x` whose value lies in a file.
+        folder: where relative paths of such files start.
+
     Raises:
-        InvalidConfiguration: a value begins like JSON and is none, or one variable is the parent of another.
+        InvalidConfiguration: a value begins like JSON and is none, one variable is the parent of another, a file cannot
+            be read or is empty, or a field is given twice.
     """
     prefix = f"SHELORA_{service.upper()}__"
     found: dict[str, Any] = {}
@@ -103,8 +116,57 @@ def overrides(service: str, environ: Mapping[str, str]) -> dict[str, Any]:
                 raise InvalidConfiguration(
                     f"{variable}: expected a field of its own, got one below a value that is also set"
                 )
-        level[last] = _parse(variable, environ[variable])
+        field, value = last, environ[variable]
+        if _names_file(model, parents, last):
+            field, value = last.removesuffix(_FILE), _content(variable, folder / value)
+        if field in level:
+            raise InvalidConfiguration(
+                f"{variable}: expected one way to set the field, got {variable.removesuffix(_FILE.upper())} as well",
+                hint="unset one of the two variables",
+            )
+        level[field] = _parse(variable, value)
     return found
+
+
+def _names_file(model: type[BaseModel], parents: Sequence[str], name: str) -> bool:
+    """Whether a variable means "the file that holds the field" because no field has the whole name."""
+    for parent in parents:
+        inner = _submodel(model, parent)
+        if inner is None:
+            return False
+        model = inner
+    known = model.model_fields
+    return name.endswith(_FILE) and name not in known and name.removesuffix(_FILE) in known
+
+
+def _submodel(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The model that a field holds, or None when it holds something else."""
+    if field not in model.model_fields:
+        return None
+    annotation = model.model_fields[field].annotation
+    candidates = (annotation, *get_args(annotation))
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _content(variable: str, path: Path) -> str:
+    value, problem = "", "nothing"
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            problem = "more"
+        else:
+            value = re.sub(r"\r?\n\Z", "", content.decode())
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    except UnicodeDecodeError:
+        problem = "bytes that are no UTF-8"
+    if not value:
+        raise InvalidConfiguration(
+            f"{variable}: expected a text of 1 to {_MOST_BYTES} bytes in {path}, got {problem}",
+            hint="check the path, its mode and what is mounted there",
+        )
+    return value
 
 
 def _parse(variable: str, value: str) -> Any:

@@ -16,7 +16,7 @@ from services.common.channel import open_channel
 from services.common.clock import Clock
 from services.common.files import write_atomically
 from services.common.identity import Identity, Role
-from services.common.keymanager_client import EnrolledCertificate, KeyManagerClient, enrol
+from services.common.keymanager_client import EnrolledCertificate, EnrolmentToken, KeyManagerClient, enrol
 from services.common.member_key import check_answer, load_key, load_or_make_key, same_certificate, signing_request
 from services.common.retry import retrying
 from services.common.tls import IdentityFiles, channel_credentials, channel_credentials_for_enrolment
@@ -47,7 +47,7 @@ class Enrolment:
         name: name inside the role.
         token: the one-time token.
         authority_pem: the federation's root certificate.
-        keymanager: address of the key manager's port for members.
+        keymanager: where the member reaches the key manager; an aggregator on its membership port.
         enrolment: address of its enrolment port.
 
     Raises:
@@ -72,6 +72,23 @@ class Enrolment:
     def identity(self) -> Identity:
         """Who the member will be."""
         return Identity(self.federation, self.role, self.name)
+
+    @classmethod
+    def around(cls, token: EnrolmentToken, identity: Identity) -> Enrolment:
+        """What to hand to the new member that the key manager made the token for.
+
+        Raises:
+            InvalidConfiguration: the key manager named no usable addresses.
+        """
+        return cls(
+            federation=identity.federation,
+            role=identity.role,
+            name=identity.name,
+            token=token.token,
+            authority_pem=token.authority_pem,
+            keymanager=token.keymanager,
+            enrolment=token.enrolment,
+        )
 
     @classmethod
     def load(cls, path: Path) -> Enrolment:
@@ -108,11 +125,20 @@ class Enrolment:
     def save(self, path: Path) -> None:
         """Write the enrolment file with mode 0600: whoever reads it can become this member.
 
+        Readers see the file that was there before or the whole new one.
+
         Raises:
+            InvalidConfiguration: nothing can be written there.
             StorageFull: the disk takes no more.
         """
         content = json.dumps({**asdict(self), "role": self.role.value}, indent=2, sort_keys=True)
-        write_atomically(path, content.encode() + b"\n", mode=0o600)
+        try:
+            write_atomically(path, content.encode() + b"\n", mode=0o600)
+        except OSError as error:
+            raise InvalidConfiguration(
+                f"enrolment file {path}: expected a place to write, got {error.strerror or type(error).__name__}",
+                hint="mount the folder, not the single file, and let this user write into it",
+            ) from error
 
 
 async def ensure_identity(
@@ -122,6 +148,7 @@ async def ensure_identity(
     *,
     give_up_after_s: float = GIVE_UP_AFTER_S,
     rng: random.Random | None = None,
+    on_error: Callable[[SheLoraError], None] = lambda _error: None,
 ) -> IdentityFiles:
     """Make sure that a folder holds a usable identity; enrol if it does not.
 
@@ -134,6 +161,7 @@ async def ensure_identity(
         clock: decides whether a certificate has expired.
         give_up_after_s: how long to go on while the key manager cannot be reached.
         rng: jitter of the waits; None for one seeded by the system.
+        on_error: told of every failure that is tried again.
 
     Returns:
         The complete identity.
@@ -149,7 +177,8 @@ async def ensure_identity(
     if enrolment is None:
         return files
     key = load_or_make_key(files)
-    answer = await _enrol(enrolment, signing_request(key), clock, give_up_after_s, rng or random.Random())  # noqa: S311 - jitter
+    jitter = rng or random.Random()  # noqa: S311 - spreads waits, protects nothing
+    answer = await _enrol(enrolment, signing_request(key), clock, give_up_after_s, jitter, on_error)
     check_answer(answer, key, enrolment.identity, enrolment.authority_pem)
     files.write_certificate(answer.certificate_pem.encode(), answer.authority_pem.encode())
     _logger.info("enrolled", identity=enrolment.identity.uri, not_after_ms=answer.not_after_ms)
@@ -161,7 +190,7 @@ async def renew_identity(files: IdentityFiles, keymanager_address: str, clock: C
 
     Args:
         files: a complete identity whose certificate is still valid.
-        keymanager_address: the key manager's port for members.
+        keymanager_address: a port of the key manager that serves members.
         clock: for the log only.
 
     Returns:
@@ -199,7 +228,7 @@ async def renew_forever(
 
     Args:
         files: a complete identity.
-        keymanager_address: the key manager's port for members.
+        keymanager_address: a port of the key manager that serves members.
         clock: when a renewal is due.
         on_renewed: awaited after each renewal; clients open new channels there, servers need nothing.
         rng: jitter; None for one seeded by the system.
@@ -230,7 +259,12 @@ async def renew_forever(
 
 
 async def _enrol(
-    enrolment: Enrolment, csr_der: bytes, clock: Clock, give_up_after_s: float, rng: random.Random
+    enrolment: Enrolment,
+    csr_der: bytes,
+    clock: Clock,
+    give_up_after_s: float,
+    rng: random.Random,
+    on_error: Callable[[SheLoraError], None],
 ) -> EnrolledCertificate:
     channel = open_channel(enrolment.enrolment, channel_credentials_for_enrolment(enrolment.authority_pem.encode()))
 
@@ -238,6 +272,7 @@ async def _enrol(
         _logger.info(
             "key manager does not answer yet", address=enrolment.enrolment, code=error.code, next_try_s=round(wait_s, 1)
         )
+        on_error(error)
 
     try:
         return await retrying(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from shelora.errors import StorageFull
+from shelora.errors import InvalidConfiguration, StorageFull
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers that mean: no space, quota used up, file-size limit of the process reached."""
@@ -84,3 +84,30 @@ def write_atomically(path: Path, data: bytes | memoryview, mode: int = 0o644) ->
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Check that a file can be written, before anything is done that only makes sense with the file.
+
+    A missing folder is not made: where one is expected to be mounted, the file would be lost with the container.
+
+    Args:
+        path: the file; one that is there will be replaced.
+        what: what it is, for the message.
+
+    Raises:
+        InvalidConfiguration: no such folder, no permission, or the path is itself a folder.
+    """
+    folder = path.parent
+    if path.is_dir():
+        problem = "a folder of that name"
+    elif not folder.is_dir():
+        problem = f"no folder {folder}"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problem = f"no permission to write into {folder}"
+    else:
+        return
+    raise InvalidConfiguration(
+        f"{what} {path}: expected a place to write, got {problem}",
+        hint="make or mount the folder for this user, or name another file",
+    )

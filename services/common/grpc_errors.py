@@ -197,10 +197,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         new_id: makes a correlation id.
+        on_error: told the method and the stable code of every error that a call ends with.
     """
 
-    def __init__(self, new_id: Callable[[], str] = new_correlation_id) -> None:
+    def __init__(
+        self,
+        new_id: Callable[[], str] = new_correlation_id,
+        on_error: Callable[[str, str], None] = lambda _method, _code: None,
+    ) -> None:
         self._new_id = new_id
+        self._on_error = on_error
 
     async def intercept_service(
         self,
@@ -222,7 +228,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 except grpc.aio.AbortError:
                     raise
                 except Exception as error:
-                    await _abort(context, _documented(error, correlation_id))
+                    documented = _documented(error, correlation_id)
+                    self._on_error(method, documented.code)
+                    await _abort(context, documented)
 
         return around(handler, guard)
 

@@ -85,11 +85,15 @@ class EnrolmentToken(NamedTuple):
         token: the secret text.
         authority_pem: the federation's root certificate, needed to trust the enrolment port.
         expires_at_ms: end of validity.
+        keymanager: where the new member reaches the key manager; an aggregator on the membership port.
+        enrolment: where the new member enrols.
     """
 
     token: str
     authority_pem: str
     expires_at_ms: int
+    keymanager: str
+    enrolment: str
 
     def __repr__(self) -> str:
         """Show that there is a token, never which."""
@@ -167,18 +171,20 @@ class KeyManagerClient:
     Every method raises the errors of the tree that the key manager raised, or PeerUnreachable.
 
     Args:
-        channel: mutual TLS channel to the key manager's port; stays the caller's to close.
+        channel: mutual TLS channel to the key manager, stays the caller's to close. On the membership port only
+            `renew_certificate` and `revocations` are served.
         deadline_s: how long each call may take.
     """
 
     def __init__(self, channel: grpc.aio.Channel, *, deadline_s: float = DEADLINE_S) -> None:
         self._stub = keymanager_pb2_grpc.KeyManagerServiceStub(channel)
+        self._membership = keymanager_pb2_grpc.MembershipServiceStub(channel)
         self._deadline_s = deadline_s
 
     async def renew_certificate(self, csr_der: bytes) -> EnrolledCertificate:
         """A fresh certificate for the caller's own identity and the key in the PKCS#10 request. Any role."""
         request = keymanager_pb2.RenewCertificateRequest(csr_der=csr_der)
-        response = await self._call(self._stub.RenewCertificate, request)
+        response = await self._call(self._membership.RenewCertificate, request)
         return EnrolledCertificate(response.certificate_pem, response.authority_pem, "", response.not_after_ms)
 
     async def fetch_epoch(self, number: int = 0, hpke_public_key: bytes = b"") -> FetchedEpoch:
@@ -222,7 +228,13 @@ class KeyManagerClient:
             role=ROLES[role], name=name, ttl_s=ttl_s, server_names=server_names
         )
         response = await self._call(self._stub.CreateEnrolmentToken, request)
-        return EnrolmentToken(response.token, response.authority_pem, response.expires_at_ms)
+        return EnrolmentToken(
+            response.token,
+            response.authority_pem,
+            response.expires_at_ms,
+            response.keymanager_address,
+            response.enrolment_address,
+        )
 
     async def revoke(self, role: Role, name: str, reason: str) -> FetchedEpoch:
         """Revoke an identity for good and rotate; returns the epoch made because of it. Role operator."""
@@ -232,7 +244,7 @@ class KeyManagerClient:
 
     async def revocations(self) -> list[str]:
         """Revoked identities as URIs. Roles aggregator and operator."""
-        response = await self._call(self._stub.ListRevocations, keymanager_pb2.ListRevocationsRequest())
+        response = await self._call(self._membership.ListRevocations, keymanager_pb2.ListRevocationsRequest())
         return list(response.identities)
 
     async def audit(self, after: int = 0, limit: int = 0) -> list[AuditRecord]:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -87,3 +87,16 @@ def remove_ready_file(path: Path) -> None:
     """Take the ready file away, at the start of draining; a missing one is fine."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
+
+
+@contextlib.contextmanager
+def announced(path: Path | None, fields: Mapping[str, str | int]) -> Iterator[None]:
+    """The ready file is there inside the block, unless nobody asked for one."""
+    if path is None:
+        yield
+        return
+    write_ready_file(path, fields)
+    try:
+        yield
+    finally:
+        remove_ready_file(path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import prometheus_client
@@ -18,13 +18,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 
 from services.common.addresses import check_address, split_address, unix_path
+from services.common.health import Ready, look
 from services.common.versions import PACKAGE_VERSION
-from shelora.errors import InvalidConfiguration, SheLoraError
+from shelora.errors import InvalidConfiguration
 
-Ready = Callable[[], Awaitable[Mapping[str, Any]]]
-"""Answers with details when the service can work; raises a SheLoraError when it cannot."""
-
-_READY_TIMEOUT_S: Final = 5.0
 _SHUTDOWN_TIMEOUT_S: Final = 5
 
 _logger = structlog.get_logger(__name__)
@@ -34,7 +31,7 @@ def ops_app(ready: Ready, registry: CollectorRegistry) -> FastAPI:
     """The application; a service may add its own routes.
 
     /healthz answers 200 while the event loop turns. /readyz answers 200 with the details of `ready`, or 503 with code
-    and message when `ready` raises, takes more than 5 seconds, or its details say {"ready": false}. /metrics is in
+    and message when `ready` raises or takes too long, or its details say {"ready": false}. /metrics is in
     Prometheus' text format.
 
     Args:
@@ -49,17 +46,8 @@ def ops_app(ready: Ready, registry: CollectorRegistry) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        try:
-            with anyio.fail_after(_READY_TIMEOUT_S):
-                details = dict(await ready())
-        except SheLoraError as error:
-            return JSONResponse({"ready": False, "code": error.code, "message": str(error)}, status_code=503)
-        except TimeoutError:
-            return JSONResponse(
-                {"ready": False, "code": "unavailable", "message": "no answer in time"}, status_code=503
-            )
-        able = bool(details.get("ready", True))
-        return JSONResponse({**details, "ready": able}, status_code=200 if able else 503)
+        found = await look(ready)
+        return JSONResponse(found, status_code=200 if found["ready"] else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -19,13 +19,17 @@ from shelora.errors import InvalidConfiguration
 Register = Callable[[grpc.aio.Server], None]
 """Adds servicers to the server, with the generated add_..._to_server functions."""
 
-_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Two processes on one port would share its connections at random.
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
+"""Channel arguments of every server."""
+
+SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _logger = structlog.get_logger(__name__)
 
@@ -67,10 +71,11 @@ class GrpcServer:
         self._maximum_concurrent_rpcs = maximum_concurrent_rpcs
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
+        self._services: tuple[str, ...] = ()
         self.draining = asyncio.Event()
 
     async def start(self) -> int:
-        """Listen and serve.
+        """Listen and serve, with health SERVING until `report_ready` says otherwise.
 
         Returns:
             The bound port (a positive number without meaning for a Unix socket).
@@ -80,39 +85,25 @@ class GrpcServer:
         """
         server = grpc.aio.server(
             interceptors=self._interceptors,
-            options=_OPTIONS,
+            options=OPTIONS,
             maximum_concurrent_rpcs=self._maximum_concurrent_rpcs,
         )
         names = _Names(server)
         self._register(cast("grpc.aio.Server", names))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._services = tuple(names.services)
         listed = (*names.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(listed, server)
-        port = self._bind(server)
-        await server.start()
-        path = unix_path(self._address)
-        if path is not None:
-            os.chmod(path, 0o600)
-        for service in ("", *names.services):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        port = await listen(server, self._address, self._credentials)
+        await self.report_ready(True)
         self._server = server
         _logger.info("gRPC server listens", address=self._address, port=port)
         return port
 
-    def _bind(self, server: grpc.aio.Server) -> int:
-        try:
-            if self._credentials is None:
-                port = server.add_insecure_port(self._address)
-            else:
-                port = server.add_secure_port(self._address, self._credentials)
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise InvalidConfiguration(
-                f"gRPC server: expected a free address, could not bind {self._address}",
-                hint="stop the process that uses the port, or configure another one",
-            )
-        return port
+    async def report_ready(self, able: bool) -> None:
+        """Say SERVING or NOT_SERVING for the server and each of its services; changes nothing once draining began."""
+        for service in ("", *self._services):
+            await self._health.set(service, SERVING if able else NOT_SERVING)
 
     async def drain(self, grace_s: float) -> None:
         """Say NOT_SERVING, refuse new calls, let running ones finish, then close.
@@ -127,6 +118,39 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await server.stop(grace_s)
         _logger.info("gRPC server stopped", address=self._address)
+
+
+async def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Bind a server's one address and start it.
+
+    Args:
+        server: not started yet.
+        address: host:port or unix:path (the socket gets mode 0600).
+        credentials: TLS, or None for none.
+
+    Returns:
+        The bound port.
+
+    Raises:
+        InvalidConfiguration: the address cannot be bound.
+    """
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise InvalidConfiguration(
+            f"gRPC server: expected a free address, could not bind {address}",
+            hint="stop the process that uses the port, or configure another one",
+        )
+    await server.start()
+    path = unix_path(address)
+    if path is not None:
+        os.chmod(path, 0o600)
+    return port
 
 
 class _Names:

@@ -19,8 +19,9 @@ from services.common.audit import AuditRecord
 from services.common.clock import SystemClock
 from services.common.config import load_config
 from services.common.enrolment import Enrolment
+from services.common.files import check_writable
 from services.common.grpc_errors import translate
-from services.common.identity import Role
+from services.common.identity import Identity, Role
 from services.common.lifecycle import run_until_signalled
 from services.common.logs import configure_logs
 from services.keymanager.config import KeyManagerConfig
@@ -93,17 +94,10 @@ def token(
     """Make a one-time enrolment token and the enrolment file around it."""
 
     async def make(keymanager: KeyManager, loaded: KeyManagerConfig) -> Enrolment:
-        keymanager_address, enrolment_address = loaded.advertised()
+        if out is not None:
+            check_writable(out, "enrolment file")
         made = await keymanager.create_token(None, role, name, ttl, tuple(server_name or ()))
-        return Enrolment(
-            federation=loaded.federation,
-            role=role,
-            name=name,
-            token=made.token,
-            authority_pem=made.authority_pem,
-            keymanager=keymanager_address,
-            enrolment=enrolment_address,
-        )
+        return Enrolment.around(made, Identity(loaded.federation, role, name))
 
     enrolment = _act(config, make)
     if out is None:

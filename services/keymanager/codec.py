@@ -63,7 +63,11 @@ def renew_response(issued: Issued) -> keymanager_pb2.RenewCertificateResponse:
 
 def token_response(token: EnrolmentToken) -> keymanager_pb2.CreateEnrolmentTokenResponse:
     return keymanager_pb2.CreateEnrolmentTokenResponse(
-        token=token.token, authority_pem=token.authority_pem, expires_at_ms=token.expires_at_ms
+        token=token.token,
+        authority_pem=token.authority_pem,
+        expires_at_ms=token.expires_at_ms,
+        keymanager_address=token.keymanager,
+        enrolment_address=token.enrolment,
     )
 
 

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio.to_thread
+import grpc
 import structlog
 
 from services.common.clock import Clock
 from services.common.database import Database, migrate
 from services.common.files import make_folders
-from services.common.grpc_errors import ErrorInterceptor
-from services.common.lifecycle import remove_ready_file, write_ready_file
-from services.common.metrics import RpcMetricsInterceptor, new_registry
+from services.common.health import HealthServer, Readiness
+from services.common.lifecycle import announced
+from services.common.metrics import new_registry, rpc_interceptors
 from services.common.ops import ops_app, serve_http
 from services.common.server import GrpcServer
 from services.common.threads import WorkerPool
 from services.keymanager.ca import Authority
 from services.keymanager.config import KeyManagerConfig
 from services.keymanager.epoch_keys import CkksKeyMaker
+from services.keymanager.metrics import watched
 from services.keymanager.seal import make_key_file
 from services.keymanager.server_certificate import ServerCertificate
 from services.keymanager.service import KeyManager, open_authority, store_authority
-from services.keymanager.servicer import enrolment_service, member_service
+from services.keymanager.servicer import enrolment_service, member_service, membership_service
 from services.keymanager.store import MIGRATIONS, Records, Store
 from shelora.errors import InvalidConfiguration
 
 GRACE_S: Final = 10.0
 _MEMBER_CALLS: Final = 512
 _ENROLMENT_CALLS: Final = 64
+_MEMBERSHIP_CALLS: Final = 64
 _THREADS: Final = 1
 
 _logger = structlog.get_logger(__name__)
@@ -63,6 +66,7 @@ async def opened(config: KeyManagerConfig, clock: Clock) -> AsyncIterator[KeyMan
             pool=WorkerPool(_THREADS),
             clock=clock,
             certificate_lifetime_s=config.certificate_lifetime_s,
+            addresses=config.advertised,
         )
     finally:
         await database.close()
@@ -108,29 +112,51 @@ async def serve(config: KeyManagerConfig, clock: Clock, stop: asyncio.Event, rea
     async with opened(config, clock) as keymanager, contextlib.AsyncExitStack() as stack:
         epoch = await keymanager.check_current_keys()
         registry = new_registry("keymanager")
-        interceptors = [RpcMetricsInterceptor(registry), ErrorInterceptor()]
-        certificate = ServerCertificate(keymanager.authority, config.server_names, config.certificate_lifetime_s, clock)
-        members = GrpcServer(
+        await stack.enter_async_context(watched(keymanager, registry, config.state_dir, clock))
+
+        async def ready() -> Mapping[str, Any]:
+            return {**await keymanager.ready(), "ready": not stop.is_set()}
+
+        ports = {"ops": await stack.enter_async_context(serve_http(ops_app(ready, registry), config.ops_listen))}
+        working = _servers(config, keymanager, rpc_interceptors(registry), clock)
+        servers: dict[str, GrpcServer | HealthServer] = {**working}
+        if config.health_listen is not None:
+            servers["health"] = HealthServer(config.health_listen)
+        for name, server in servers.items():
+            stack.push_async_callback(server.drain, 0)
+            ports[name] = await server.start()
+        async with Readiness(ready, servers.values(), clock).followed():
+            with announced(ready_file, ports):
+                _logger.info("key manager serves", federation=keymanager.federation, epoch=epoch, **ports)
+                await stop.wait()
+        await asyncio.gather(*(server.drain(GRACE_S) for server in working.values()))
+
+
+def _servers(
+    config: KeyManagerConfig, keymanager: KeyManager, interceptors: Sequence[grpc.aio.ServerInterceptor], clock: Clock
+) -> dict[str, GrpcServer]:
+    """The ports with TLS, by their name in the ready file."""
+    certificate = ServerCertificate(keymanager.authority, config.server_names, config.certificate_lifetime_s, clock)
+    return {
+        "grpc": GrpcServer(
             config.listen,
             certificate.credentials(require_client=True),
             member_service(keymanager),
             interceptors,
             maximum_concurrent_rpcs=_MEMBER_CALLS,
-        )
-        enrolment = GrpcServer(
+        ),
+        "membership": GrpcServer(
+            config.membership_listen,
+            certificate.credentials(require_client=True),
+            membership_service(keymanager),
+            interceptors,
+            maximum_concurrent_rpcs=_MEMBERSHIP_CALLS,
+        ),
+        "enrolment": GrpcServer(
             config.enrolment_listen,
             certificate.credentials(require_client=False),
             enrolment_service(keymanager),
             interceptors,
             maximum_concurrent_rpcs=_ENROLMENT_CALLS,
-        )
-        ops = await stack.enter_async_context(serve_http(ops_app(keymanager.ready, registry), config.ops_listen))
-        ports = {"ops": ops}
-        for name, server in (("grpc", members), ("enrolment", enrolment)):
-            ports[name] = await server.start()
-            stack.push_async_callback(server.drain, GRACE_S)
-        if ready_file is not None:
-            write_ready_file(ready_file, ports)
-            stack.callback(remove_ready_file, ready_file)
-        _logger.info("key manager serves", federation=keymanager.federation, epoch=epoch, **ports)
-        await stop.wait()
+        ),
+    }

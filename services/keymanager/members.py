@@ -21,6 +21,9 @@ from services.keymanager.gate import ANY_ROLE, Actor, Gate, actor_name, refuse_r
 from services.keymanager.store import Records, Store
 from shelora.errors import InvalidIdentifier, InvalidToken, UnknownAgent, UnknownFederation, ValueOutOfRange
 
+Addresses = Callable[[Role], tuple[str, str]]
+"""For a role: the key manager's address for its members, and the address of the enrolment port."""
+
 DEFAULT_TTL_S: Final = 86_400
 TTL_BOUNDS_S: Final = (60, 2_592_000)
 ENROLLABLE: Final = (Role.AGENT, Role.AGGREGATOR, Role.OPERATOR)
@@ -40,6 +43,7 @@ class Members:
         gate: decides on calls.
         clock: validity of tokens and certificates.
         lifetime_s: validity of certificates.
+        addresses: where a new member of a role reaches the key manager, and where it enrols.
         random_bytes: source of tokens.
     """
 
@@ -49,6 +53,7 @@ class Members:
     gate: Gate
     clock: Clock
     lifetime_s: int
+    addresses: Addresses
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
 
     async def enrol(self, federation: str, token: str, csr_der: bytes) -> Issued:
@@ -91,13 +96,14 @@ class Members:
 
         async def body(records: Records) -> EnrolmentToken:
             identity = self.identity(role, name)
+            keymanager, enrolment = self.addresses(role)
             names = check_server_names(server_names, role)
             await refuse_revoked(records, identity)
             now_ms = self.clock.now_ms()
             expires_at_ms = now_ms + _validity_s(ttl_s) * 1000
             await records.put_token(token_digest(token), TokenGrant(role, name, names, expires_at_ms, None), now_ms)
             await self.audit.append(records, actor_name(caller), Action.TOKEN, identity.uri)
-            return EnrolmentToken(token, self.authority.pem, expires_at_ms)
+            return EnrolmentToken(token, self.authority.pem, expires_at_ms, keymanager, enrolment)
 
         subject = f"for {role.value} {name[:80]}"
         return await self.gate.decide(caller, Action.TOKEN.value, subject, (Role.OPERATOR,), body)

@@ -23,7 +23,7 @@ _logger = structlog.get_logger(__name__)
 
 
 class ServerCertificate:
-    """Certificates for both ports. The private key exists in this process only, so every start makes a new one.
+    """Certificates for all ports. The private key exists in this process only, so every start makes a new one.
 
     Args:
         authority: signs it.

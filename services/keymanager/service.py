@@ -25,7 +25,7 @@ from services.keymanager.domain import (
 from services.keymanager.epoch_keys import KeyMaker
 from services.keymanager.epochs import Epochs, check_reason
 from services.keymanager.gate import Actor, Gate, actor_name
-from services.keymanager.members import Members
+from services.keymanager.members import Addresses, Members
 from services.keymanager.seal import Vault
 from services.keymanager.store import Records, Store
 from shelora.errors import InvalidConfiguration, UnknownAgent, ValueOutOfRange
@@ -47,6 +47,7 @@ class KeyManager:
         pool: threads for the above.
         clock: time.
         certificate_lifetime_s: validity of members' certificates.
+        addresses: where a new member of a role reaches the key manager, and where it enrols.
         random_bytes: source of tokens and seeds.
     """
 
@@ -60,6 +61,7 @@ class KeyManager:
         pool: WorkerPool,
         clock: Clock,
         certificate_lifetime_s: int,
+        addresses: Addresses,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.federation = authority.federation
@@ -69,7 +71,9 @@ class KeyManager:
         self._clock = clock
         self._audit = AuditLog(store, vault, self.federation, clock)
         self._gate = Gate(store, self._audit, self.federation)
-        self._members = Members(authority, store, self._audit, self._gate, clock, certificate_lifetime_s, random_bytes)
+        self._members = Members(
+            authority, store, self._audit, self._gate, clock, certificate_lifetime_s, addresses, random_bytes
+        )
         self._epochs = Epochs(
             federation=self.federation,
             store=store,

@@ -1,4 +1,4 @@
-"""The two gRPC services of the key manager: parse, call, render."""
+"""The gRPC services of the key manager: parse, call, render."""
 
 from __future__ import annotations
 
@@ -24,8 +24,18 @@ def enrolment_service(keymanager: KeyManager) -> Register:
 
 
 def member_service(keymanager: KeyManager) -> Register:
-    """Adds the service for members to a server."""
-    return lambda server: pb_grpc.add_KeyManagerServiceServicer_to_server(KeyManagerServicer(keymanager), server)
+    """Adds the services for agents and operators to a server."""
+
+    def register(server: grpc.aio.Server) -> None:
+        pb_grpc.add_KeyManagerServiceServicer_to_server(KeyManagerServicer(keymanager), server)
+        membership_service(keymanager)(server)
+
+    return register
+
+
+def membership_service(keymanager: KeyManager) -> Register:
+    """Adds the service that is all an aggregator needs to a server."""
+    return lambda server: pb_grpc.add_MembershipServiceServicer_to_server(MembershipServicer(keymanager), server)
 
 
 class EnrolmentServicer(pb_grpc.EnrolmentServiceServicer):
@@ -44,7 +54,7 @@ class EnrolmentServicer(pb_grpc.EnrolmentServiceServicer):
         return codec.enrol_response(issued)
 
 
-class KeyManagerServicer(pb_grpc.KeyManagerServiceServicer):
+class MembershipServicer(pb_grpc.MembershipServiceServicer):
     """For members; who they are comes from the certificate that TLS has verified.
 
     Args:
@@ -58,6 +68,23 @@ class KeyManagerServicer(pb_grpc.KeyManagerServiceServicer):
         self, request: pb.RenewCertificateRequest, context: Context[Any, Any]
     ) -> pb.RenewCertificateResponse:
         return codec.renew_response(await self._keymanager.renew(peer_identity(context), request.csr_der))
+
+    async def ListRevocations(
+        self, request: pb.ListRevocationsRequest, context: Context[Any, Any]
+    ) -> pb.ListRevocationsResponse:
+        revocations = await self._keymanager.revocations(peer_identity(context))
+        return pb.ListRevocationsResponse(identities=[revocation.identity.uri for revocation in revocations])
+
+
+class KeyManagerServicer(pb_grpc.KeyManagerServiceServicer):
+    """For agents and operators; who they are comes from the certificate that TLS has verified.
+
+    Args:
+        keymanager: decides.
+    """
+
+    def __init__(self, keymanager: KeyManager) -> None:
+        self._keymanager = keymanager
 
     async def FetchEpoch(self, request: pb.FetchEpochRequest, context: Context[Any, Any]) -> pb.FetchEpochResponse:
         caller = peer_identity(context)
@@ -97,12 +124,6 @@ class KeyManagerServicer(pb_grpc.KeyManagerServiceServicer):
         role = codec.role_from_proto(request.role)
         epoch = await self._keymanager.revoke(peer_identity(context), role, request.name, request.reason)
         return pb.RevokeIdentityResponse(epoch=self._epoch(epoch))
-
-    async def ListRevocations(
-        self, request: pb.ListRevocationsRequest, context: Context[Any, Any]
-    ) -> pb.ListRevocationsResponse:
-        revocations = await self._keymanager.revocations(peer_identity(context))
-        return pb.ListRevocationsResponse(identities=[revocation.identity.uri for revocation in revocations])
 
     async def ListAuditRecords(
         self, request: pb.ListAuditRecordsRequest, context: Context[Any, Any]

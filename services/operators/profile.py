@@ -20,13 +20,11 @@ DEFAULT_PROFILE: Final = Path("operator.yaml")
 
 
 class OperatorProfile(ServiceConfig):
-    """The whole file; addresses left out are taken from the enrolment file."""
+    """The whole file; without `keymanager` its address is taken from the enrolment file."""
 
     federation: str
     aggregator: Address
     keymanager: Address | None = None
-    enrolment: Address | None = None
-    """The key manager's enrolment port, which goes into the enrolment files that the operator makes."""
     identity_dir: Path
     enrolment_file: Path | None = None
     """Needed until the operator holds a certificate."""
@@ -40,28 +38,19 @@ class OperatorProfile(ServiceConfig):
             raise ValueError(str(error)) from error
 
     def keymanager_address(self) -> str:
-        """Address of the key manager's port for members.
+        """Address of the key manager's port for agents and operators.
 
         Raises:
             InvalidConfiguration: neither the profile nor the enrolment file names it.
         """
-        return self.keymanager or self._enrolment("keymanager").keymanager
-
-    def enrolment_address(self) -> str:
-        """Address of the key manager's enrolment port.
-
-        Raises:
-            InvalidConfiguration: neither the profile nor the enrolment file names it.
-        """
-        return self.enrolment or self._enrolment("enrolment").enrolment
-
-    def _enrolment(self, field: str) -> Enrolment:
+        if self.keymanager is not None:
+            return self.keymanager
         if self.enrolment_file is None or not self.enrolment_file.exists():
             raise InvalidConfiguration(
-                f"profile: expected the field {field} or a readable enrolment_file, got neither",
-                hint=f"add {field}: HOST:PORT of the key manager to the profile",
+                "profile: expected the field keymanager or a readable enrolment_file, got neither",
+                hint="add keymanager: HOST:PORT of the key manager to the profile",
             )
-        return Enrolment.load(self.enrolment_file)
+        return Enrolment.load(self.enrolment_file).keymanager
 
 
 def load_profile(path: Path) -> OperatorProfile:

@@ -47,16 +47,7 @@ class Session:
         """
         identity = Identity(self.profile.federation, role, name)
         token = await self.keys.create_token(role, name, ttl_s, server_names)
-        enrolment = Enrolment(
-            federation=identity.federation,
-            role=role,
-            name=name,
-            token=token.token,
-            authority_pem=token.authority_pem,
-            keymanager=self.profile.keymanager_address(),
-            enrolment=self.profile.enrolment_address(),
-        )
-        return enrolment, token.expires_at_ms
+        return Enrolment.around(token, identity), token.expires_at_ms
 
     async def epoch(self, number: int) -> FetchedEpoch:
         """The public side of an epoch; 0 for the current one."""

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from shelora.v1 import types_pb2 as shelora_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshelora/v1/keymanager.proto\x12\nshelora.v1\x1a\x16shelora/v1/types.proto\"p\n\x0c\x45nrolRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x03 \x01(\x0c\x12,\n\x07version\x18\x04 \x01(\x0b\x32\x1b.shelora.v1.SoftwareVersion\"\x95\x01\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x14\n\x0cnot_after_ms\x18\x04 \x01(\x03\x12,\n\x07version\x18\x05 \x01(\x0b\x32\x1b.shelora.v1.SoftwareVersion\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"`\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x14\n\x0cnot_after_ms\x18\x03 \x01(\x03\";\n\x11\x46\x65tchEpochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x17\n\x0fhpke_public_key\x18\x02 \x01(\x0c\"N\n\x12\x46\x65tchEpochResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\x12\x16\n\x0esealed_secrets\x18\x02 \x01(\x0c\"?\n\rSealedSecrets\x12\x15\n\rhe_secret_key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x66\x65\x64\x65ration_seed\x18\x02 \x01(\x0c\"\xae\x01\n\x05\x45poch\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.shelora.v1.EpochState\x12,\n\nparameters\x18\x04 \x01(\x0b\x32\x18.shelora.v1.HeParameters\x12\x15\n\rhe_public_key\x18\x05 \x01(\x0c\x12\x15\n\rcreated_at_ms\x18\x06 \x01(\x03\"\x13\n\x11ListEpochsRequest\"7\n\x12ListEpochsResponse\x12!\n\x06\x65pochs\x18\x01 \x03(\x0b\x32\x11.shelora.v1.Epoch\"$\n\x12RotateEpochRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"7\n\x13RotateEpochResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\"#\n\x12RetireEpochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"7\n\x13RetireEpochResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\"p\n\x1b\x43reateEnrolmentTokenRequest\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.shelora.v1.Role\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\r\x12\x14\n\x0cserver_names\x18\x04 \x03(\t\"[\n\x1c\x43reateEnrolmentTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"U\n\x15RevokeIdentityRequest\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.shelora.v1.Role\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\":\n\x16RevokeIdentityResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\"\x18\n\x16ListRevocationsRequest\"-\n\x17ListRevocationsResponse\x12\x12\n\nidentities\x18\x01 \x03(\t\"7\n\x17ListAuditRecordsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"D\n\x18ListAuditRecordsResponse\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.shelora.v1.AuditRecord\"\x7f\n\x0b\x41uditRecord\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c*i\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_AGENT\x10\x01\x12\x13\n\x0fROLE_AGGREGATOR\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x12\x13\n\x0fROLE_KEYMANAGER\x10\x04*w\n\nEpochState\x12\x1b\n\x17\x45POCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45POCH_STATE_CURRENT\x10\x01\x12\x1a\n\x16\x45POCH_STATE_SUPERSEDED\x10\x02\x12\x17\n\x13\x45POCH_STATE_RETIRED\x10\x03\x32P\n\x10\x45nrolmentService\x12<\n\x05\x45nrol\x12\x18.shelora.v1.EnrolRequest\x1a\x19.shelora.v1.EnrolResponse2\xab\x06\n\x11KeyManagerService\x12]\n\x10RenewCertificate\x12#.shelora.v1.RenewCertificateRequest\x1a$.shelora.v1.RenewCertificateResponse\x12K\n\nFetchEpoch\x12\x1d.shelora.v1.FetchEpochRequest\x1a\x1e.shelora.v1.FetchEpochResponse\x12K\n\nListEpochs\x12\x1d.shelora.v1.ListEpochsRequest\x1a\x1e.shelora.v1.ListEpochsResponse\x12N\n\x0bRotateEpoch\x12\x1e.shelora.v1.RotateEpochRequest\x1a\x1f.shelora.v1.RotateEpochResponse\x12N\n\x0bRetireEpoch\x12\x1e.shelora.v1.RetireEpochRequest\x1a\x1f.shelora.v1.RetireEpochResponse\x12i\n\x14\x43reateEnrolmentToken\x12\'.shelora.v1.CreateEnrolmentTokenRequest\x1a(.shelora.v1.CreateEnrolmentTokenResponse\x12W\n\x0eRevokeIdentity\x12!.shelora.v1.RevokeIdentityRequest\x1a\".shelora.v1.RevokeIdentityResponse\x12Z\n\x0fListRevocations\x12\".shelora.v1.ListRevocationsRequest\x1a#.shelora.v1.ListRevocationsResponse\x12]\n\x10ListAuditRecords\x12#.shelora.v1.ListAuditRecordsRequest\x1a$.shelora.v1.ListAuditRecordsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshelora/v1/keymanager.proto\x12\nshelora.v1\x1a\x16shelora/v1/types.proto\"p\n\x0c\x45nrolRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x03 \x01(\x0c\x12,\n\x07version\x18\x04 \x01(\x0b\x32\x1b.shelora.v1.SoftwareVersion\"\x95\x01\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x14\n\x0cnot_after_ms\x18\x04 \x01(\x03\x12,\n\x07version\x18\x05 \x01(\x0b\x32\x1b.shelora.v1.SoftwareVersion\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"`\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x14\n\x0cnot_after_ms\x18\x03 \x01(\x03\";\n\x11\x46\x65tchEpochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x17\n\x0fhpke_public_key\x18\x02 \x01(\x0c\"N\n\x12\x46\x65tchEpochResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\x12\x16\n\x0esealed_secrets\x18\x02 \x01(\x0c\"?\n\rSealedSecrets\x12\x15\n\rhe_secret_key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x66\x65\x64\x65ration_seed\x18\x02 \x01(\x0c\"\xae\x01\n\x05\x45poch\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.shelora.v1.EpochState\x12,\n\nparameters\x18\x04 \x01(\x0b\x32\x18.shelora.v1.HeParameters\x12\x15\n\rhe_public_key\x18\x05 \x01(\x0c\x12\x15\n\rcreated_at_ms\x18\x06 \x01(\x03\"\x13\n\x11ListEpochsRequest\"7\n\x12ListEpochsResponse\x12!\n\x06\x65pochs\x18\x01 \x03(\x0b\x32\x11.shelora.v1.Epoch\"$\n\x12RotateEpochRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"7\n\x13RotateEpochResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\"#\n\x12RetireEpochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"7\n\x13RetireEpochResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\"p\n\x1b\x43reateEnrolmentTokenRequest\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.shelora.v1.Role\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\r\x12\x14\n\x0cserver_names\x18\x04 \x03(\t\"\x92\x01\n\x1c\x43reateEnrolmentTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\x12\x1a\n\x12keymanager_address\x18\x04 \x01(\t\x12\x19\n\x11\x65nrolment_address\x18\x05 \x01(\t\"U\n\x15RevokeIdentityRequest\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.shelora.v1.Role\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\":\n\x16RevokeIdentityResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.shelora.v1.Epoch\"\x18\n\x16ListRevocationsRequest\"-\n\x17ListRevocationsResponse\x12\x12\n\nidentities\x18\x01 \x03(\t\"7\n\x17ListAuditRecordsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"D\n\x18ListAuditRecordsResponse\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.shelora.v1.AuditRecord\"\x7f\n\x0b\x41uditRecord\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c*i\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_AGENT\x10\x01\x12\x13\n\x0fROLE_AGGREGATOR\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x12\x13\n\x0fROLE_KEYMANAGER\x10\x04*w\n\nEpochState\x12\x1b\n\x17\x45POCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45POCH_STATE_CURRENT\x10\x01\x12\x1a\n\x16\x45POCH_STATE_SUPERSEDED\x10\x02\x12\x17\n\x13\x45POCH_STATE_RETIRED\x10\x03\x32P\n\x10\x45nrolmentService\x12<\n\x05\x45nrol\x12\x18.shelora.v1.EnrolRequest\x1a\x19.shelora.v1.EnrolResponse2\xce\x01\n\x11MembershipService\x12]\n\x10RenewCertificate\x12#.shelora.v1.RenewCertificateRequest\x1a$.shelora.v1.RenewCertificateResponse\x12Z\n\x0fListRevocations\x12\".shelora.v1.ListRevocationsRequest\x1a#.shelora.v1.ListRevocationsResponse2\xf0\x04\n\x11KeyManagerService\x12K\n\nFetchEpoch\x12\x1d.shelora.v1.FetchEpochRequest\x1a\x1e.shelora.v1.FetchEpochResponse\x12K\n\nListEpochs\x12\x1d.shelora.v1.ListEpochsRequest\x1a\x1e.shelora.v1.ListEpochsResponse\x12N\n\x0bRotateEpoch\x12\x1e.shelora.v1.RotateEpochRequest\x1a\x1f.shelora.v1.RotateEpochResponse\x12N\n\x0bRetireEpoch\x12\x1e.shelora.v1.RetireEpochRequest\x1a\x1f.shelora.v1.RetireEpochResponse\x12i\n\x14\x43reateEnrolmentToken\x12\'.shelora.v1.CreateEnrolmentTokenRequest\x1a(.shelora.v1.CreateEnrolmentTokenResponse\x12W\n\x0eRevokeIdentity\x12!.shelora.v1.RevokeIdentityRequest\x1a\".shelora.v1.RevokeIdentityResponse\x12]\n\x10ListAuditRecords\x12#.shelora.v1.ListAuditRecordsRequest\x1a$.shelora.v1.ListAuditRecordsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shelora.v1.keymanager_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1808
-  _globals['_ROLE']._serialized_end=1913
-  _globals['_EPOCHSTATE']._serialized_start=1915
-  _globals['_EPOCHSTATE']._serialized_end=2034
+  _globals['_ROLE']._serialized_start=1864
+  _globals['_ROLE']._serialized_end=1969
+  _globals['_EPOCHSTATE']._serialized_start=1971
+  _globals['_EPOCHSTATE']._serialized_end=2090
   _globals['_ENROLREQUEST']._serialized_start=67
   _globals['_ENROLREQUEST']._serialized_end=179
   _globals['_ENROLRESPONSE']._serialized_start=182
@@ -66,24 +66,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETIREEPOCHRESPONSE']._serialized_end=1123
   _globals['_CREATEENROLMENTTOKENREQUEST']._serialized_start=1125
   _globals['_CREATEENROLMENTTOKENREQUEST']._serialized_end=1237
-  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_start=1239
-  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_end=1330
-  _globals['_REVOKEIDENTITYREQUEST']._serialized_start=1332
-  _globals['_REVOKEIDENTITYREQUEST']._serialized_end=1417
-  _globals['_REVOKEIDENTITYRESPONSE']._serialized_start=1419
-  _globals['_REVOKEIDENTITYRESPONSE']._serialized_end=1477
-  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1479
-  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1503
-  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1505
-  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1550
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=1552
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=1607
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=1609
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=1677
-  _globals['_AUDITRECORD']._serialized_start=1679
-  _globals['_AUDITRECORD']._serialized_end=1806
-  _globals['_ENROLMENTSERVICE']._serialized_start=2036
-  _globals['_ENROLMENTSERVICE']._serialized_end=2116
-  _globals['_KEYMANAGERSERVICE']._serialized_start=2119
-  _globals['_KEYMANAGERSERVICE']._serialized_end=2930
+  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_start=1240
+  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_end=1386
+  _globals['_REVOKEIDENTITYREQUEST']._serialized_start=1388
+  _globals['_REVOKEIDENTITYREQUEST']._serialized_end=1473
+  _globals['_REVOKEIDENTITYRESPONSE']._serialized_start=1475
+  _globals['_REVOKEIDENTITYRESPONSE']._serialized_end=1533
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1535
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1559
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1561
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1606
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=1608
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=1663
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=1665
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=1733
+  _globals['_AUDITRECORD']._serialized_start=1735
+  _globals['_AUDITRECORD']._serialized_end=1862
+  _globals['_ENROLMENTSERVICE']._serialized_start=2092
+  _globals['_ENROLMENTSERVICE']._serialized_end=2172
+  _globals['_MEMBERSHIPSERVICE']._serialized_start=2175
+  _globals['_MEMBERSHIPSERVICE']._serialized_end=2381
+  _globals['_KEYMANAGERSERVICE']._serialized_start=2384
+  _globals['_KEYMANAGERSERVICE']._serialized_end=3008
 # @@protoc_insertion_point(module_scope)

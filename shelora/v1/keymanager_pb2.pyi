@@ -482,22 +482,30 @@ class CreateEnrolmentTokenResponse(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     AUTHORITY_PEM_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    KEYMANAGER_ADDRESS_FIELD_NUMBER: _builtins.int
+    ENROLMENT_ADDRESS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The token; shown once, stored only as a digest."""
     authority_pem: _builtins.str
     """The federation's CA certificate in PEM, needed to trust the enrolment port."""
     expires_at_ms: _builtins.int
     """End of validity."""
+    keymanager_address: _builtins.str
+    """Where the new member reaches the key manager: an aggregator the port of MembershipService, the others that of KeyManagerService."""
+    enrolment_address: _builtins.str
+    """Where the new member enrols."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         authority_pem: _builtins.str = ...,
         expires_at_ms: _builtins.int = ...,
+        keymanager_address: _builtins.str = ...,
+        enrolment_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_pem", b"authority_pem", "expires_at_ms", b"expires_at_ms", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_pem", b"authority_pem", "enrolment_address", b"enrolment_address", "expires_at_ms", b"expires_at_ms", "keymanager_address", b"keymanager_address", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

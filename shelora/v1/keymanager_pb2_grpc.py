@@ -102,6 +102,129 @@ class EnrolmentService:
             _registered_method=True)
 
 
+class MembershipServiceStub:
+    """Served with mutual TLS, beside KeyManagerService and also on a port of its own: all that an aggregator needs, so that it need not
+    reach the port that hands out secrets.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RenewCertificate = channel.unary_unary(
+                '/shelora.v1.MembershipService/RenewCertificate',
+                request_serializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/shelora.v1.MembershipService/ListRevocations',
+                request_serializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
+
+
+class MembershipServiceServicer:
+    """Served with mutual TLS, beside KeyManagerService and also on a port of its own: all that an aggregator needs, so that it need not
+    reach the port that hands out secrets.
+    """
+
+    def RenewCertificate(self, request, context):
+        """Issues a fresh certificate for the caller's own identity. Any role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevocations(self, request, context):
+        """Lists revoked identities. Roles aggregator and operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MembershipServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'shelora.v1.MembershipService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('shelora.v1.MembershipService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class MembershipService:
+    """Served with mutual TLS, beside KeyManagerService and also on a port of its own: all that an aggregator needs, so that it need not
+    reach the port that hands out secrets.
+    """
+
+    @staticmethod
+    def RenewCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shelora.v1.MembershipService/RenewCertificate',
+            shelora_dot_v1_dot_keymanager__pb2.RenewCertificateRequest.SerializeToString,
+            shelora_dot_v1_dot_keymanager__pb2.RenewCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shelora.v1.MembershipService/ListRevocations',
+            shelora_dot_v1_dot_keymanager__pb2.ListRevocationsRequest.SerializeToString,
+            shelora_dot_v1_dot_keymanager__pb2.ListRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class KeyManagerServiceStub:
     """Served with mutual TLS. The caller's role and identity come from the URI SAN of its certificate.
     """
@@ -112,11 +235,6 @@ class KeyManagerServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.RenewCertificate = channel.unary_unary(
-                '/shelora.v1.KeyManagerService/RenewCertificate',
-                request_serializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateRequest.SerializeToString,
-                response_deserializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateResponse.FromString,
-                _registered_method=True)
         self.FetchEpoch = channel.unary_unary(
                 '/shelora.v1.KeyManagerService/FetchEpoch',
                 request_serializer=shelora_dot_v1_dot_keymanager__pb2.FetchEpochRequest.SerializeToString,
@@ -147,11 +265,6 @@ class KeyManagerServiceStub:
                 request_serializer=shelora_dot_v1_dot_keymanager__pb2.RevokeIdentityRequest.SerializeToString,
                 response_deserializer=shelora_dot_v1_dot_keymanager__pb2.RevokeIdentityResponse.FromString,
                 _registered_method=True)
-        self.ListRevocations = channel.unary_unary(
-                '/shelora.v1.KeyManagerService/ListRevocations',
-                request_serializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsRequest.SerializeToString,
-                response_deserializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsResponse.FromString,
-                _registered_method=True)
         self.ListAuditRecords = channel.unary_unary(
                 '/shelora.v1.KeyManagerService/ListAuditRecords',
                 request_serializer=shelora_dot_v1_dot_keymanager__pb2.ListAuditRecordsRequest.SerializeToString,
@@ -162,13 +275,6 @@ class KeyManagerServiceStub:
 class KeyManagerServiceServicer:
     """Served with mutual TLS. The caller's role and identity come from the URI SAN of its certificate.
     """
-
-    def RenewCertificate(self, request, context):
-        """Issues a fresh certificate for the caller's own identity. Any role.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
     def FetchEpoch(self, request, context):
         """Returns the public side of an epoch to every role; the secrets, sealed, to role agent only.
@@ -212,13 +318,6 @@ class KeyManagerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListRevocations(self, request, context):
-        """Lists revoked identities. Roles aggregator and operator.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def ListAuditRecords(self, request, context):
         """Reads the append-only audit log, oldest first. Role operator.
         """
@@ -229,11 +328,6 @@ class KeyManagerServiceServicer:
 
 def add_KeyManagerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
-                    servicer.RenewCertificate,
-                    request_deserializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateRequest.FromString,
-                    response_serializer=shelora_dot_v1_dot_keymanager__pb2.RenewCertificateResponse.SerializeToString,
-            ),
             'FetchEpoch': grpc.unary_unary_rpc_method_handler(
                     servicer.FetchEpoch,
                     request_deserializer=shelora_dot_v1_dot_keymanager__pb2.FetchEpochRequest.FromString,
@@ -264,11 +358,6 @@ def add_KeyManagerServiceServicer_to_server(servicer, server):
                     request_deserializer=shelora_dot_v1_dot_keymanager__pb2.RevokeIdentityRequest.FromString,
                     response_serializer=shelora_dot_v1_dot_keymanager__pb2.RevokeIdentityResponse.SerializeToString,
             ),
-            'ListRevocations': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListRevocations,
-                    request_deserializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsRequest.FromString,
-                    response_serializer=shelora_dot_v1_dot_keymanager__pb2.ListRevocationsResponse.SerializeToString,
-            ),
             'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditRecords,
                     request_deserializer=shelora_dot_v1_dot_keymanager__pb2.ListAuditRecordsRequest.FromString,
@@ -285,33 +374,6 @@ def add_KeyManagerServiceServicer_to_server(servicer, server):
 class KeyManagerService:
     """Served with mutual TLS. The caller's role and identity come from the URI SAN of its certificate.
     """
-
-    @staticmethod
-    def RenewCertificate(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/shelora.v1.KeyManagerService/RenewCertificate',
-            shelora_dot_v1_dot_keymanager__pb2.RenewCertificateRequest.SerializeToString,
-            shelora_dot_v1_dot_keymanager__pb2.RenewCertificateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def FetchEpoch(request,
@@ -465,33 +527,6 @@ class KeyManagerService:
             '/shelora.v1.KeyManagerService/RevokeIdentity',
             shelora_dot_v1_dot_keymanager__pb2.RevokeIdentityRequest.SerializeToString,
             shelora_dot_v1_dot_keymanager__pb2.RevokeIdentityResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListRevocations(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/shelora.v1.KeyManagerService/ListRevocations',
-            shelora_dot_v1_dot_keymanager__pb2.ListRevocationsRequest.SerializeToString,
-            shelora_dot_v1_dot_keymanager__pb2.ListRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,55 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class MembershipServiceStub:
+    """Served with mutual TLS, beside KeyManagerService and also on a port of its own: all that an aggregator needs, so that it need not
+    reach the port that hands out secrets.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> MembershipServiceAsyncStub: ...
+    RenewCertificate: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.RenewCertificateRequest, _keymanager_pb2.RenewCertificateResponse]
+    """Issues a fresh certificate for the caller's own identity. Any role."""
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.ListRevocationsRequest, _keymanager_pb2.ListRevocationsResponse]
+    """Lists revoked identities. Roles aggregator and operator."""
+
+@_typing.type_check_only
+class MembershipServiceAsyncStub(MembershipServiceStub):
+    """Served with mutual TLS, beside KeyManagerService and also on a port of its own: all that an aggregator needs, so that it need not
+    reach the port that hands out secrets.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    RenewCertificate: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.RenewCertificateRequest, _keymanager_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+    """Issues a fresh certificate for the caller's own identity. Any role."""
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.ListRevocationsRequest, _keymanager_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """Lists revoked identities. Roles aggregator and operator."""
+
+class MembershipServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served with mutual TLS, beside KeyManagerService and also on a port of its own: all that an aggregator needs, so that it need not
+    reach the port that hands out secrets.
+    """
+
+    @_abc_1.abstractmethod
+    def RenewCertificate(
+        self,
+        request: _keymanager_pb2.RenewCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keymanager_pb2.RenewCertificateResponse, _abc.Awaitable[_keymanager_pb2.RenewCertificateResponse]]:
+        """Issues a fresh certificate for the caller's own identity. Any role."""
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _keymanager_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keymanager_pb2.ListRevocationsResponse, _abc.Awaitable[_keymanager_pb2.ListRevocationsResponse]]:
+        """Lists revoked identities. Roles aggregator and operator."""
+
+def add_MembershipServiceServicer_to_server(servicer: MembershipServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class KeyManagerServiceStub:
     """Served with mutual TLS. The caller's role and identity come from the URI SAN of its certificate."""
 
@@ -70,8 +119,6 @@ class KeyManagerServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeyManagerServiceAsyncStub: ...
-    RenewCertificate: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.RenewCertificateRequest, _keymanager_pb2.RenewCertificateResponse]
-    """Issues a fresh certificate for the caller's own identity. Any role."""
     FetchEpoch: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.FetchEpochRequest, _keymanager_pb2.FetchEpochResponse]
     """Returns the public side of an epoch to every role; the secrets, sealed, to role agent only."""
     ListEpochs: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.ListEpochsRequest, _keymanager_pb2.ListEpochsResponse]
@@ -84,8 +131,6 @@ class KeyManagerServiceStub:
     """Makes a one-time enrolment token. Role operator."""
     RevokeIdentity: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.RevokeIdentityRequest, _keymanager_pb2.RevokeIdentityResponse]
     """Revokes an identity and rotates the epoch. Role operator."""
-    ListRevocations: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.ListRevocationsRequest, _keymanager_pb2.ListRevocationsResponse]
-    """Lists revoked identities. Roles aggregator and operator."""
     ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_keymanager_pb2.ListAuditRecordsRequest, _keymanager_pb2.ListAuditRecordsResponse]
     """Reads the append-only audit log, oldest first. Role operator."""
 
@@ -94,8 +139,6 @@ class KeyManagerServiceAsyncStub(KeyManagerServiceStub):
     """Served with mutual TLS. The caller's role and identity come from the URI SAN of its certificate."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    RenewCertificate: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.RenewCertificateRequest, _keymanager_pb2.RenewCertificateResponse]  # type: ignore[assignment]
-    """Issues a fresh certificate for the caller's own identity. Any role."""
     FetchEpoch: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.FetchEpochRequest, _keymanager_pb2.FetchEpochResponse]  # type: ignore[assignment]
     """Returns the public side of an epoch to every role; the secrets, sealed, to role agent only."""
     ListEpochs: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.ListEpochsRequest, _keymanager_pb2.ListEpochsResponse]  # type: ignore[assignment]
@@ -108,21 +151,11 @@ class KeyManagerServiceAsyncStub(KeyManagerServiceStub):
     """Makes a one-time enrolment token. Role operator."""
     RevokeIdentity: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.RevokeIdentityRequest, _keymanager_pb2.RevokeIdentityResponse]  # type: ignore[assignment]
     """Revokes an identity and rotates the epoch. Role operator."""
-    ListRevocations: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.ListRevocationsRequest, _keymanager_pb2.ListRevocationsResponse]  # type: ignore[assignment]
-    """Lists revoked identities. Roles aggregator and operator."""
     ListAuditRecords: _aio.UnaryUnaryMultiCallable[_keymanager_pb2.ListAuditRecordsRequest, _keymanager_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
     """Reads the append-only audit log, oldest first. Role operator."""
 
 class KeyManagerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served with mutual TLS. The caller's role and identity come from the URI SAN of its certificate."""
-
-    @_abc_1.abstractmethod
-    def RenewCertificate(
-        self,
-        request: _keymanager_pb2.RenewCertificateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_keymanager_pb2.RenewCertificateResponse, _abc.Awaitable[_keymanager_pb2.RenewCertificateResponse]]:
-        """Issues a fresh certificate for the caller's own identity. Any role."""
 
     @_abc_1.abstractmethod
     def FetchEpoch(
@@ -171,14 +204,6 @@ class KeyManagerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keymanager_pb2.RevokeIdentityResponse, _abc.Awaitable[_keymanager_pb2.RevokeIdentityResponse]]:
         """Revokes an identity and rotates the epoch. Role operator."""
-
-    @_abc_1.abstractmethod
-    def ListRevocations(
-        self,
-        request: _keymanager_pb2.ListRevocationsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_keymanager_pb2.ListRevocationsResponse, _abc.Awaitable[_keymanager_pb2.ListRevocationsResponse]]:
-        """Lists revoked identities. Roles aggregator and operator."""
 
     @_abc_1.abstractmethod
     def ListAuditRecords(

@@ -151,6 +151,13 @@ def check_members_and_keys(control: Control, tmp_path: Path) -> None:
     enrolment = Enrolment.load(file)
     assert token["identity"] == "spiffe://demo/agent/agent-9"
     assert (enrolment.role, enrolment.name) == (Role.AGENT, "agent-9")
+    ports = control.stage.ports
+    assert enrolment.keymanager == f"127.0.0.1:{ports.keymanager}"
+    assert enrolment.enrolment == f"127.0.0.1:{ports.enrolment}"
+    invited = Enrolment.load(control.folder.aggregator / "enrolment.json")
+    assert (invited.role, invited.keymanager) == (Role.AGGREGATOR, f"127.0.0.1:{ports.membership}")
+    lost = ("agents", "token", "agent-10", "--out", str(tmp_path / "absent" / "agent-10.json"))
+    assert control.refused(*lost) == (1, "invalid_configuration")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert enrolment.token not in json.dumps(token)
     assert control.refused("agents", "token", "Agent!", "--out", str(file)) == (1, "invalid_identifier")

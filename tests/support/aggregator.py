@@ -15,7 +15,7 @@ import grpc
 from services.aggregator import host
 from services.aggregator.config import AggregatorConfig
 from services.common.channel import call, open_channel, receive_stream, send_stream
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.codec import parameters_to_proto, shapes_to_proto
 from services.common.identity import Role
 from services.common.tls import channel_credentials
@@ -36,8 +36,15 @@ class RunningAggregator:
 
     authority: ThrowawayAuthority
     config: AggregatorConfig
-    address: str
-    ops_url: str
+    ports: dict[str, int]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.ports['grpc']}"
+
+    @property
+    def ops_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['ops']}"
 
     @contextlib.asynccontextmanager
     async def member(self, role: Role, name: str, **changes: Any) -> AsyncIterator[Member]:
@@ -55,7 +62,9 @@ class RunningAggregator:
 
 
 @contextlib.asynccontextmanager
-async def running_aggregator(folder: Path, **changes: Any) -> AsyncIterator[RunningAggregator]:
+async def running_aggregator(
+    folder: Path, clock: Clock | None = None, **changes: Any
+) -> AsyncIterator[RunningAggregator]:
     """Start an aggregator in this process as its command line does, and drain it in the end."""
     authority = ThrowawayAuthority(folder / "identities", FEDERATION)
     fields: dict[str, Any] = {
@@ -67,14 +76,13 @@ async def running_aggregator(folder: Path, **changes: Any) -> AsyncIterator[Runn
     }
     config = AggregatorConfig(**{**fields, **changes})
     stop, ready_file = asyncio.Event(), folder / "ready.json"
-    task = asyncio.create_task(host.serve(config, SystemClock(), stop, ready_file))
+    task = asyncio.create_task(host.serve(config, clock or SystemClock(), stop, ready_file))
     try:
         while not ready_file.exists():
             if task.done():
                 task.result()
             await asyncio.sleep(0.01)
-        ports = json.loads(ready_file.read_text())
-        yield RunningAggregator(authority, config, f"127.0.0.1:{ports['grpc']}", f"http://127.0.0.1:{ports['ops']}")
+        yield RunningAggregator(authority, config, json.loads(ready_file.read_text()))
     finally:
         stop.set()
         await task

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.client_agent.domain import Registration, Status
+from services.client_agent.figures import RoundFigures
 from services.client_agent.keys import KeyRing
 from services.client_agent.kit import Kit
 from services.client_agent.progress import StatusBoard
@@ -55,6 +56,7 @@ class Hand:
             aggregator=membership,
             board=self.board,
             clock=HurriedClock(),
+            figures=RoundFigures(self.state),
             columns=self.columns,
             evaluate=self.evaluate,
             reveal=Reveal(self.reveal),

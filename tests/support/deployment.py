@@ -16,12 +16,11 @@ from services.aggregator.config import AggregatorConfig
 from services.client_agent.agent import Agent
 from services.client_agent.client import ControlClient
 from services.client_agent.config import AgentConfig
-from services.client_agent.control import control_server
 from services.client_agent.domain import Status
+from services.client_agent.serving import serving
 from services.common.channel import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.identity import Role
-from services.common.server import GrpcServer
 from services.common.tls import channel_credentials
 from services.operators.client import FederationClient
 from services.operators.domain import FederationSpec
@@ -83,11 +82,12 @@ class JumpingClock(SystemClock):
 
 @dataclass
 class RunningAgent:
-    """One agent with its control server."""
+    """One agent with what it serves on its machine."""
 
     agent: Agent
     life: asyncio.Task[Status]
-    server: GrpcServer
+    ports: dict[str, str | int]
+    served: contextlib.AsyncExitStack
 
     @contextlib.asynccontextmanager
     async def control(self) -> AsyncIterator[ControlClient]:
@@ -98,7 +98,7 @@ class RunningAgent:
         """End it without a word to the federation."""
         self.life.cancel()
         await asyncio.gather(self.life, return_exceptions=True)
-        await self.server.drain(0)
+        await self.served.aclose()
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Deployment:
     """A federation's services on fixed ports of this machine."""
 
     folder: Path
-    keymanager_ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))
+    keymanager_ports: tuple[int, int, int] = field(default_factory=lambda: (free_port(), free_port(), free_port()))
     aggregator_port: int = field(default_factory=free_port)
     agents: dict[str, RunningAgent] = field(default_factory=dict)
 
@@ -114,15 +114,17 @@ class Deployment:
         self.model = save_model(self.folder / "model", "bert")
         self._stack = contextlib.AsyncExitStack()
         self._keymanager_stack = contextlib.AsyncExitStack()
+        self._aggregator_stack = contextlib.AsyncExitStack()
 
     @property
     def aggregator_address(self) -> str:
         return f"127.0.0.1:{self.aggregator_port}"
 
     async def start_keymanager(self) -> None:
-        members, enrolment = (f"127.0.0.1:{port}" for port in self.keymanager_ports)
+        ports = zip(("listen", "enrolment_listen", "membership_listen"), self.keymanager_ports, strict=True)
+        addresses: dict[str, Any] = {name: f"127.0.0.1:{port}" for name, port in ports}
         self.keymanager: Running = await self._keymanager_stack.enter_async_context(
-            serving_keymanager(self.folder / "keymanager", listen=members, enrolment_listen=enrolment)
+            serving_keymanager(self.folder / "keymanager", **addresses)
         )
 
     async def stop_keymanager(self) -> None:
@@ -147,11 +149,16 @@ class Deployment:
             stop.set()
             await task
 
-        self._stack.push_async_callback(end)
+        self._aggregator_stack.push_async_callback(end)
         await until(lambda: ready_file.exists() or task.done(), "the aggregator serves")
         if task.done():
             task.result()
-        assert json.loads(ready_file.read_text())["grpc"] == self.aggregator_port
+        ports = json.loads(ready_file.read_text())
+        assert ports["grpc"] == self.aggregator_port
+        self.aggregator_ops_port = int(ports["ops"])
+
+    async def stop_aggregator(self) -> None:
+        await self._aggregator_stack.aclose()
 
     async def start_operator(self) -> None:
         files = await self.keymanager.member(Role.OPERATOR, "olga")
@@ -202,10 +209,9 @@ class Deployment:
 
     async def start_agent(self, name: str, number: int, clock: Clock | None = None, **changes: Any) -> RunningAgent:
         """A new process of the agent, as its command line makes one; the same name again is a restart."""
-        agent = Agent(self.config(name, number, **changes), clock=clock)
-        server = control_server(agent)
-        await server.start()
-        self.agents[name] = RunningAgent(agent, asyncio.ensure_future(agent.run()), server)
+        agent, served = Agent(self.config(name, number, **changes), clock=clock), contextlib.AsyncExitStack()
+        ports = await served.enter_async_context(serving(agent))
+        self.agents[name] = RunningAgent(agent, asyncio.ensure_future(agent.run()), ports, served)
         return self.agents[name]
 
     async def finish(self) -> None:
@@ -219,6 +225,7 @@ class Deployment:
         for one in self.agents.values():
             await one.kill()
         await self._stack.aclose()
+        await self.stop_aggregator()
         await self.stop_keymanager()
 
 

@@ -22,7 +22,7 @@ from services.common.channel import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.database import Database
 from services.common.enrolment import Enrolment, ensure_identity
-from services.common.identity import Role
+from services.common.identity import Identity, Role
 from services.common.keymanager_client import KeyManagerClient
 from services.common.tls import IdentityFiles, channel_credentials, channel_credentials_for_enrolment
 from services.keymanager.config import KeyManagerConfig
@@ -40,11 +40,13 @@ def keymanager_config(folder: Path, **changes: Any) -> KeyManagerConfig:
         "federation": FEDERATION,
         "listen": "127.0.0.1:0",
         "enrolment_listen": "127.0.0.1:0",
+        "membership_listen": "127.0.0.1:0",
         "ops_listen": "127.0.0.1:0",
         "state_dir": folder / "state",
         "kek_file": folder / "kek",
         "advertise_keymanager": "127.0.0.1:1",
         "advertise_enrolment": "127.0.0.1:2",
+        "advertise_membership": "127.0.0.1:3",
     }
     return KeyManagerConfig(**{**fields, **changes})
 
@@ -95,9 +97,24 @@ class Running:
 
     config: KeyManagerConfig
     folder: Path
-    address: str
-    enrolment_address: str
-    ops_port: int
+    ports: dict[str, int]
+
+    @property
+    def address(self) -> str:
+        """The port of agents and operators."""
+        return f"127.0.0.1:{self.ports['grpc']}"
+
+    @property
+    def enrolment_address(self) -> str:
+        return f"127.0.0.1:{self.ports['enrolment']}"
+
+    @property
+    def ops_port(self) -> int:
+        return self.ports["ops"]
+
+    @property
+    def membership_address(self) -> str:
+        return f"127.0.0.1:{self.ports['membership']}"
 
     async def enrolment(
         self, role: Role, name: str, *, server_names: tuple[str, ...] = (), ttl_s: int = 3600
@@ -106,7 +123,9 @@ class Running:
         async with opened(self.config, SystemClock()) as local:
             names = server_names or (("localhost",) if role is Role.AGGREGATOR else ())
             token = await local.create_token(None, role, name, ttl_s, names)
-        return Enrolment(FEDERATION, role, name, token.token, token.authority_pem, self.address, self.enrolment_address)
+        address = self.membership_address if role is Role.AGGREGATOR else self.address
+        found = token._replace(keymanager=address, enrolment=self.enrolment_address)
+        return Enrolment.around(found, Identity(FEDERATION, role, name))
 
     async def member(self, role: Role, name: str) -> IdentityFiles:
         """An enrolled member."""
@@ -121,9 +140,9 @@ class Running:
             yield KeyManagerClient(channel)
 
     @contextlib.asynccontextmanager
-    async def channel(self, files: IdentityFiles) -> AsyncIterator[grpc.aio.Channel]:
-        """A channel to the members' port."""
-        channel = open_channel(self.address, channel_credentials(files))
+    async def channel(self, files: IdentityFiles, address: str = "") -> AsyncIterator[grpc.aio.Channel]:
+        """A channel under a member's certificate, by default to the port of agents and operators."""
+        channel = open_channel(address or self.address, channel_credentials(files))
         try:
             yield channel
         finally:
@@ -141,19 +160,16 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving_keymanager(folder: Path, **changes: Any) -> AsyncIterator[Running]:
+async def serving_keymanager(folder: Path, clock: Clock | None = None, **changes: Any) -> AsyncIterator[Running]:
     """A key manager that serves on loopback, initialised first; run it again on the same folder to restart it."""
     config = keymanager_config(folder, **changes)
-    clock = SystemClock()
-    await initialise(config, clock)
+    chosen = clock or SystemClock()
+    await initialise(config, chosen)
     ready_file = folder / "ready.json"
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(config, clock, stop, ready_file))
+    task = asyncio.create_task(serve(config, chosen, stop, ready_file))
     try:
-        ports = await _ports(ready_file, task)
-        yield Running(
-            config, folder, f"127.0.0.1:{ports['grpc']}", f"127.0.0.1:{ports['enrolment']}", int(ports["ops"])
-        )
+        yield Running(config, folder, await _ports(ready_file, task))
     finally:
         stop.set()
         await task

@@ -22,7 +22,7 @@ from services.common.channel import open_channel
 from services.common.clock import SystemClock
 from services.common.config import load_config
 from services.common.enrolment import Enrolment, ensure_identity
-from services.common.identity import Role
+from services.common.identity import Identity, Role
 from services.common.tls import channel_credentials
 from services.keymanager.config import KeyManagerConfig
 from services.keymanager.host import initialise, opened
@@ -55,13 +55,14 @@ class Site:
 
     async def prepare(self, **agent_fields: Any) -> None:
         """Write configurations, make the keys, hand out enrolment files."""
-        ports = [free_port() for _ in range(3)]
+        ports = [free_port() for _ in range(4)]
         self.aggregator_address = f"127.0.0.1:{ports[2]}"
         self._write(
             "keymanager",
             federation=FEDERATION,
             listen=f"127.0.0.1:{ports[0]}",
             enrolment_listen=f"127.0.0.1:{ports[1]}",
+            membership_listen=f"127.0.0.1:{ports[3]}",
             ops_listen="127.0.0.1:0",
             state_dir="keymanager",
             kek_file="kek",
@@ -215,12 +216,10 @@ class Site:
             await asyncio.sleep(0.05)
 
     async def _enrol(self, role: Role, name: str) -> None:
-        address, enrolment_address = self.config.advertised()
         names = ("localhost", "127.0.0.1") if role is Role.AGGREGATOR else ()
         async with opened(self.config, SystemClock()) as keymanager:
             token = await keymanager.create_token(None, role, name, 3600, names)
-        enrolment = Enrolment(FEDERATION, role, name, token.token, token.authority_pem, address, enrolment_address)
-        enrolment.save(self.folder / f"{name}.json")
+        Enrolment.around(token, Identity(FEDERATION, role, name)).save(self.folder / f"{name}.json")
 
     def _write(self, name: str, **fields: Any) -> None:
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))

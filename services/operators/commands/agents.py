@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from services.common.enrolment import Enrolment
+from services.common.files import check_writable
 from services.common.identity import Role
 from services.common.keymanager_client import FetchedEpoch
 from services.operators.commands.frame import JsonOption, ProfileOption, make_group, perform, show, wants_json
@@ -51,10 +52,12 @@ def token(
     """Write an enrolment file with a one-time token; whoever holds it can become that member."""
 
     async def action(session: Session) -> tuple[Enrolment, int]:
-        return await session.issue(Role(role.value), name, ttl_s, tuple(server_name or ()))
+        check_writable(file, "enrolment file")
+        enrolment, expires_at_ms = await session.issue(Role(role.value), name, ttl_s, tuple(server_name or ()))
+        enrolment.save(file)
+        return enrolment, expires_at_ms
 
     enrolment, expires_at_ms = perform(context, profile, json, action)
-    enrolment.save(file)
     value = {"identity": enrolment.identity.uri, "file": str(file), "expires_at_ms": expires_at_ms}
     line = Text(f"{enrolment.identity.uri}: enrolment file {file}, valid until {at(expires_at_ms)}")
     show(value, line, wants_json(context, json))

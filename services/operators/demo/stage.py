@@ -41,6 +41,7 @@ class Ports:
 
     keymanager: int
     enrolment: int
+    membership: int
     keymanager_ops: int
     aggregator: int
     aggregator_ops: int
@@ -98,7 +99,7 @@ class Stage:
         self._clock = clock
         self._labels = tuple(labels)
         self._test_rows = test_rows
-        self.ports = Ports(*choose_ports(5))
+        self.ports = Ports(*choose_ports(6))
         self._spare = dict(zip(options.names, choose_ports(options.agents), strict=True))
 
     def control_address(self, name: str) -> str:
@@ -122,6 +123,7 @@ class Stage:
                 "federation": FEDERATION,
                 "listen": f"{_HOST}:{ports.keymanager}",
                 "enrolment_listen": f"{_HOST}:{ports.enrolment}",
+                "membership_listen": f"{_HOST}:{ports.membership}",
                 "ops_listen": f"{_HOST}:{ports.keymanager_ops}",
                 "state_dir": "state",
                 "kek_file": "kek",
@@ -145,7 +147,6 @@ class Stage:
                 "federation": FEDERATION,
                 "aggregator": f"{_HOST}:{ports.aggregator}",
                 "keymanager": f"{_HOST}:{ports.keymanager}",
-                "enrolment": f"{_HOST}:{ports.enrolment}",
                 "identity_dir": "operator/identity",
                 "enrolment_file": "operator/enrolment.json",
             },
@@ -183,6 +184,7 @@ class Stage:
         config = str(folder / "keymanager.yaml")
         setup = self._crew.start("keymanager-init", ["-m", "services.keymanager", "init", "--config", config])
         await self._crew.finish(setup)
+        self._folder.operator.mkdir(exist_ok=True)
         invitation = ["-m", "services.keymanager", "token", "--config", config, "--role", Role.OPERATOR.value]
         invitation += ["--name", OPERATOR, "--out", str(self._folder.operator / "enrolment.json")]
         await self._crew.finish(self._crew.start("keymanager-token", invitation))

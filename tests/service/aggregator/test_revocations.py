@@ -111,7 +111,7 @@ async def test_the_key_managers_list_is_followed(tmp_path):
         operator = await stack.enter_async_context(keymanager.client(await keymanager.member(Role.OPERATOR, "olga")))
         agent = (await keymanager.member(Role.AGENT, "agent-1")).identity()
         clock, revocations = FakeClock(), Revocations()
-        task = asyncio.create_task(follow(revocations, keymanager.address, aggregator, clock))
+        task = asyncio.create_task(follow(revocations, keymanager.membership_address, aggregator, clock))
         stack.callback(task.cancel)
         await _asleep(clock)
         revocations.check(agent)
@@ -122,7 +122,7 @@ async def test_the_key_managers_list_is_followed(tmp_path):
             revocations.check(agent)
 
     # The key manager is gone: the list stays.
-    stranded = asyncio.create_task(follow(revocations, keymanager.address, aggregator, clock))
+    stranded = asyncio.create_task(follow(revocations, keymanager.membership_address, aggregator, clock))
     await _asleep(clock)
     stranded.cancel()
     with pytest.raises(errors.AgentRevoked):

@@ -22,6 +22,7 @@ from shelora.errors import (
     InvalidConfiguration,
     ModelMismatch,
     RoleDenied,
+    SheLoraError,
     UnknownAgent,
     UnknownFederation,
     UnknownRound,
@@ -186,6 +187,20 @@ async def test_refusals_have_stable_codes(deployment):
             await operator.register(registration(deployment))
         with pytest.raises(RoleDenied):
             await operator.fetch_epoch(1, bytes(1216))
+
+
+async def test_failures_that_are_mended_by_trying_again_are_told(deployment):
+    await deployment.enrol("agent-0")
+    told: list[SheLoraError] = []
+    config = deployment.config("agent-0", 0)
+    async with await connect(config, AgentState(config.state_dir), SystemClock(), told.append) as connection:
+        await deployment.stop_aggregator()
+        reporting = asyncio.ensure_future(connection.report_round(1, {"loss": 0.5}))
+        await until(lambda: told, "the aggregator is missed")
+        await deployment.start_aggregator()
+        with pytest.raises(UnknownFederation):
+            await asyncio.wait_for(reporting, 60)
+    assert {error.code for error in told} == {"peer_unreachable"}
 
 
 async def test_a_certificate_for_another_federation_is_noticed(deployment):

@@ -31,7 +31,7 @@ from shelora.errors import AgentRevoked, PeerUnreachable, RoleDenied, SheLoraErr
 from shelora.v1 import keymanager_pb2 as pb
 from support.keymanager import FEDERATION, Running, signing_request, stored_secrets
 
-SERVICES = ("EnrolmentService", "KeyManagerService")
+SERVICES = ("EnrolmentService", "KeyManagerService", "MembershipService")
 HPKE = SealingKey.generate()
 
 
@@ -78,7 +78,7 @@ def every_request(token: str) -> dict[str, list[Message]]:
 
 
 async def walk(channel: grpc.aio.Channel, token: str) -> AsyncIterator[Answer]:
-    """Call every method of both services with every request."""
+    """Call every method of all services with every request."""
     requests = every_request(token)
     for service in SERVICES:
         descriptor = pb.DESCRIPTOR.services_by_name[service]
@@ -114,8 +114,12 @@ async def test_no_answer_to_aggregator_or_operator_contains_a_secret(running: Ru
     token = (await running.enrolment(Role.AGENT, "agent-2")).token
     secrets = await stored_secrets(running.config)
     answers: list[Answer] = []
-    async with running.channel(files) as members, running.enrolment_channel(files.authority.read_text()) as enrolment:
-        for channel in (members, enrolment):
+    async with (
+        running.channel(files) as members,
+        running.channel(files, running.membership_address) as membership,
+        running.enrolment_channel(files.authority.read_text()) as enrolment,
+    ):
+        for channel in (members, membership, enrolment):
             answers += [answer async for answer in walk(channel, token)]
     # Epochs made during the walk count as well; those retired by it are in the first list.
     secrets += await stored_secrets(running.config)
@@ -210,10 +214,13 @@ async def test_a_whole_life_through_the_client(running: Running) -> None:
         ]
         assert (await boss.retire_epoch(1)).state == "retired"
         assert (await device.fetch_epoch(1)).state == "retired"
-        token, authority_pem, expires_at_ms = await boss.create_token(Role.AGENT, "agent-2", 120)
-        assert len(token) >= 43
-        assert authority_pem == agent.authority.read_text()
-        assert expires_at_ms > SystemClock().now_ms()
+        token = await boss.create_token(Role.AGENT, "agent-2", 120)
+        assert len(token.token) >= 43
+        assert token.authority_pem == agent.authority.read_text()
+        assert token.expires_at_ms > SystemClock().now_ms()
+        assert (token.keymanager, token.enrolment) == running.config.advertised(Role.AGENT)
+        token = await boss.create_token(Role.AGGREGATOR, "second", 120, ("localhost",))
+        assert (token.keymanager, token.enrolment) == running.config.advertised(Role.AGGREGATOR)
         assert (await boss.revoke(Role.AGENT, "agent-1", "lost")).number == 3
         assert await server.revocations() == [f"spiffe://{FEDERATION}/agent/agent-1"]
         with pytest.raises(AgentRevoked) as caught:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -177,7 +178,7 @@ async def test_renewal_outlives_an_absent_key_manager(tmp_path: Path) -> None:
     while not clock.sleepers:  # noqa: ASYNC110 - a real connection attempt has to fail first, nobody tells when
         await asyncio.sleep(0.01)
     assert not done.is_set()
-    changes = {"listen": first.address, "enrolment_listen": first.enrolment_address}
+    changes: dict[str, Any] = {"listen": first.address, "enrolment_listen": first.enrolment_address}
     async with serving_keymanager(tmp_path, **changes):
         await clock.advance(400)
         await asyncio.wait_for(done.wait(), 20)

@@ -65,14 +65,7 @@ class Process:
             assert self._child.returncode is None, (self._folder / "log").read_text()
             assert time.monotonic() < deadline_s, (self._folder / "log").read_text()
             await asyncio.sleep(0.05)
-        ports = json.loads(ready_file.read_text())
-        return Running(
-            keymanager_config(self._folder),
-            self._folder,
-            f"127.0.0.1:{ports['grpc']}",
-            f"127.0.0.1:{ports['enrolment']}",
-            ports["ops"],
-        )
+        return Running(keymanager_config(self._folder), self._folder, json.loads(ready_file.read_text()))
 
     async def end(self, number: signal.Signals) -> int:
         assert self._child is not None
@@ -86,8 +79,8 @@ async def process(tmp_path: Path) -> Process:
     config = keymanager_config(tmp_path)
     await initialise(config, SystemClock())
     file = tmp_path / "keymanager.yaml"
-    fields = {name: getattr(config, name) for name in ("federation", "listen", "enrolment_listen", "ops_listen")}
-    file.write_text(json.dumps({**fields, "state_dir": "state", "kek_file": "kek"}))
+    listening = {f"{port}listen": "127.0.0.1:0" for port in ("", "enrolment_", "membership_", "ops_")}
+    file.write_text(json.dumps({"federation": FEDERATION, **listening, "state_dir": "state", "kek_file": "kek"}))
     return Process(tmp_path, file)
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
 
+from services.aggregator.config import AggregatorConfig
 from services.common.config import Address, ServiceConfig, load_config, overrides
+from services.keymanager.config import KeyManagerConfig
 from shelora.errors import InvalidConfiguration
 
 
@@ -24,6 +27,9 @@ class AgentConfig(ServiceConfig):
     lora: Lora = Lora(rank=8)
     token: str | None = None
     kek: int | None = None
+    enrolment_file: Path | None = None
+    enrolment: str | None = None
+    nested: Lora | None = None
 
 
 class Plain(BaseModel):
@@ -129,7 +135,103 @@ def test_plain_models_refuse_unknown_fields_too(write: Any) -> None:
 
 def test_contradicting_and_broken_variables_are_refused() -> None:
     with pytest.raises(InvalidConfiguration, match="SHELORA_AGENT__LORA__RANK"):
-        overrides("agent", {"SHELORA_AGENT__LORA": "8", "SHELORA_AGENT__LORA__RANK": "8"})
+        overrides("agent", {"SHELORA_AGENT__LORA": "8", "SHELORA_AGENT__LORA__RANK": "8"}, AgentConfig)
     with pytest.raises(InvalidConfiguration, match="expected JSON") as caught:
-        overrides("agent", {"SHELORA_AGENT__TOKEN": "{do-not-show"})
+        overrides("agent", {"SHELORA_AGENT__TOKEN": "{do-not-show"}, AgentConfig)
     assert "do-not-show" not in str(caught.value)
+
+
+def secret(folder: Path, content: bytes) -> Path:
+    path = folder / "secret"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"abc", "abc"),
+        (b"abc\n", "abc"),
+        (b"abc\r\n", "abc"),
+        (b"abc\n\n", "abc\n"),
+        (b" a\nb ", " a\nb "),
+        (b"\xc3\xa9", "é"),
+    ],
+)
+def test_a_file_can_hold_the_value_of_a_field(write: Any, tmp_path: Path, content: bytes, value: str) -> None:
+    path = write("federation: fed\ntoken: from the file\n")
+    for named in (secret(tmp_path, content), "secret"):
+        config = load_config(AgentConfig, path, environ={"SHELORA_AGENT__TOKEN_FILE": str(named)})
+        assert config.token == value
+
+
+def test_files_hold_values_at_every_level_and_of_every_type(write: Any, tmp_path: Path) -> None:
+    environ = {
+        "SHELORA_AGENT__LORA__RANK_FILE": str(secret(tmp_path, b"16\n")),
+        "SHELORA_AGENT__NESTED__RANK_FILE": "secret",
+        "SHELORA_AGENT__NESTED__MODULES": '["value"]',
+    }
+    config = load_config(AgentConfig, write("federation: fed\n"), environ=environ)
+    assert config.lora.rank == 16
+    assert config.nested == Lora(rank=16, modules=("value",))
+    (tmp_path / "secret").write_text('["key"]')
+    environ = {"SHELORA_AGENT__LORA__MODULES_FILE": "secret"}
+    assert load_config(AgentConfig, write("federation: fed\nlora: {rank: 1}\n"), environ=environ).lora.modules == (
+        "key",
+    )
+
+
+def test_a_field_whose_own_name_ends_so_is_meant_itself(write: Any, tmp_path: Path) -> None:
+    path = write("federation: fed\n")
+    config = load_config(AgentConfig, path, environ={"SHELORA_AGENT__ENROLMENT_FILE": "absent.json"})
+    assert (config.enrolment_file, config.enrolment) == (tmp_path / "absent.json", None)
+    secret(tmp_path, b"elsewhere.json\n")
+    config = load_config(AgentConfig, path, environ={"SHELORA_AGENT__ENROLMENT_FILE_FILE": "secret"})
+    assert config.enrolment_file == tmp_path / "elsewhere.json"
+    environ = {"SHELORA_AGENT__FILES_BY_NAME__C_FILE": "c/d"}
+    assert load_config(AgentConfig, path, environ=environ).files_by_name == {"c_file": tmp_path / "c" / "d"}
+    with pytest.raises(InvalidConfiguration, match="color_file: expected no such field"):
+        load_config(AgentConfig, path, environ={"SHELORA_AGENT__COLOR_FILE": "secret"})
+
+
+def test_a_file_that_cannot_be_used_is_named_but_not_shown(write: Any, tmp_path: Path) -> None:
+    path = write("federation: fed\n")
+    hidden = tmp_path / "hidden"
+    cases: list[tuple[bytes | None, str]] = [
+        (None, "No such file or directory"),
+        (b"", "got nothing"),
+        (b"\n", "got nothing"),
+        (b"do-not-show\xff", "got bytes that are no UTF-8"),
+        (b"do-not-show" * 6000, "got more"),
+    ]
+    for content, expected in cases:
+        if content is not None:
+            hidden.write_bytes(content)
+        with pytest.raises(InvalidConfiguration) as caught:
+            load_config(AgentConfig, path, environ={"SHELORA_AGENT__TOKEN_FILE": "hidden"})
+        start = f"SHELORA_AGENT__TOKEN_FILE: expected a text of 1 to 65536 bytes in {hidden}, got "
+        assert caught.value.message.startswith(start)
+        assert expected in caught.value.message
+        assert "do-not-show" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(InvalidConfiguration, match=f"{tmp_path}, got Is a directory"):
+        load_config(AgentConfig, path, environ={"SHELORA_AGENT__TOKEN_FILE": ""})
+
+
+def test_a_field_is_set_in_one_way_only(write: Any, tmp_path: Path) -> None:
+    environ = {"SHELORA_AGENT__TOKEN": "do-not-show", "SHELORA_AGENT__TOKEN_FILE": str(secret(tmp_path, b"nor this"))}
+    expected = "SHELORA_AGENT__TOKEN_FILE: expected one way to set the field, got SHELORA_AGENT__TOKEN as well"
+    with pytest.raises(InvalidConfiguration, match=expected) as caught:
+        load_config(AgentConfig, write("federation: fed\n"), environ=environ)
+    assert "do-not-show" not in str(caught.value)
+    assert "nor this" not in str(caught.value)
+
+
+def test_the_services_secrets_can_lie_in_files(write: Any, tmp_path: Path) -> None:
+    path = write("federation: fed\n")
+    secret(tmp_path, b"postgresql+asyncpg://u:p@db/shelora\n")
+    config = load_config(AggregatorConfig, path, environ={"SHELORA_AGGREGATOR__DATABASE_URL_FILE": "secret"})
+    assert config.database == "postgresql+asyncpg://u:p@db/shelora"
+    environ = {"SHELORA_AGGREGATOR__ENROLMENT_FILE": "enrolment.json", "SHELORA_KEYMANAGER__KEK_FILE": "kek"}
+    assert load_config(AggregatorConfig, path, environ=environ).enrolment_file == tmp_path / "enrolment.json"
+    keymanager = load_config(KeyManagerConfig, path, environ=environ)
+    assert (keymanager.kek_file, keymanager.kek) == (tmp_path / "kek", None)

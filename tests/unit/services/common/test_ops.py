@@ -61,7 +61,7 @@ async def test_what_cannot_work_is_not_ready(details: Any, body: dict[str, Any])
 
 
 async def test_a_check_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.common.ops._READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("services.common.health.CHECK_TIMEOUT_S", 0.05)
 
     async def ready() -> Mapping[str, Any]:
         await asyncio.Event().wait()

@@ -75,6 +75,49 @@ def test_token_writes_the_enrolment_file(cli: Cli, tmp_path: Path) -> None:
     printed = json.loads(cli.run("token", "--role", "aggregator", "--name", "main", "--server-name", "localhost"))
     assert printed["role"] == "aggregator"
     assert "token" in printed
+    # An aggregator is never told of the port that hands out secrets.
+    assert (printed["keymanager"], printed["enrolment"]) == ("127.0.0.1:7444", "127.0.0.1:7442")
+
+
+def test_token_replaces_a_file_as_a_whole(cli: Cli, tmp_path: Path) -> None:
+    out, held = tmp_path / "agent-1.json", tmp_path / "held.json"
+    cli.run("token", "--role", "agent", "--name", "agent-1", "--out", str(out))
+    out.chmod(0o644)
+    held.hardlink_to(out)
+    before = Enrolment.load(out)
+    cli.run("token", "--role", "agent", "--name", "agent-1", "--out", str(out))
+    assert Enrolment.load(out).token != before.token
+    assert out.stat().st_mode & 0o777 == 0o600
+    # Whoever has the old file open reads on in the old one.
+    assert Enrolment.load(held) == before
+    assert [path.name for path in tmp_path.glob("*agent-1*")] == ["agent-1.json"]
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("absent/agent-1.json", "got no folder "),
+        ("keymanager.yaml/agent-1.json", "got no folder "),
+        ("keymanager-state", "got a folder of that name"),
+    ],
+)
+def test_token_is_not_made_for_a_file_that_cannot_be_written(
+    cli: Cli, tmp_path: Path, place: str, problem: str
+) -> None:
+    output = cli.run("token", "--role", "agent", "--name", "agent-1", "--out", str(tmp_path / place), code=1)
+    assert "invalid_configuration" in output
+    assert f"enrolment file {tmp_path / place}: expected a place to write, {problem}" in output
+    assert not (tmp_path / "absent").exists()
+    assert [record["action"] for record in cli.json("audit")] == ["rotate"]
+
+
+def test_token_is_not_made_without_an_address_that_members_reach(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "keymanager.yaml").write_text(BANNER + "membership_listen: 0.0.0.0:7444\n")
+    arguments = ("--role", "aggregator", "--name", "main", "--server-name", "localhost")
+    assert "advertise_membership: expected an address" in cli.run("token", *arguments, code=1)
+    cli.run("token", "--role", "agent", "--name", "agent-1")
+    actions = [(record["action"], record["outcome"]) for record in cli.json("audit")]
+    assert actions == [("rotate", "granted"), ("denied", "invalid_configuration"), ("token", "granted")]
 
 
 def test_token_refuses_what_cannot_work(cli: Cli) -> None:

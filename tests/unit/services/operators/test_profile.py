@@ -13,7 +13,7 @@ def write(path, text: str):
     return path
 
 
-def test_addresses_come_from_the_enrolment_file_when_left_out(tmp_path) -> None:
+def test_the_key_managers_address_comes_from_the_enrolment_file_when_left_out(tmp_path) -> None:
     enrolment = Enrolment("demo", Role.OPERATOR, "ann", "t" * 20, "pem", "127.0.0.1:1", "127.0.0.1:2")
     enrolment.save(tmp_path / "enrolment.json")
     path = write(
@@ -23,16 +23,15 @@ def test_addresses_come_from_the_enrolment_file_when_left_out(tmp_path) -> None:
     profile = load_profile(path)
     assert profile.identity_dir == tmp_path / "identity"
     assert profile.keymanager_address() == "127.0.0.1:1"
-    assert profile.enrolment_address() == "127.0.0.1:2"
 
 
 def test_profile_wins_over_the_enrolment_file(tmp_path) -> None:
     path = write(
         tmp_path / "operator.yaml",
-        "federation: demo\naggregator: a:3\nkeymanager: k:4\nenrolment: k:5\nidentity_dir: identity\n",
+        "federation: demo\naggregator: a:3\nkeymanager: k:4\nidentity_dir: identity\n",
     )
     profile = load_profile(path)
-    assert (profile.keymanager_address(), profile.enrolment_address()) == ("k:4", "k:5")
+    assert profile.keymanager_address() == "k:4"
 
 
 def test_no_address_anywhere_says_which_field_is_missing(tmp_path) -> None:
@@ -40,8 +39,6 @@ def test_no_address_anywhere_says_which_field_is_missing(tmp_path) -> None:
     profile = load_profile(path)
     with pytest.raises(InvalidConfiguration, match="field keymanager"):
         profile.keymanager_address()
-    with pytest.raises(InvalidConfiguration, match="field enrolment"):
-        profile.enrolment_address()
 
 
 @pytest.mark.parametrize(

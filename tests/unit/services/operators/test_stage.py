@@ -9,6 +9,7 @@ from services.aggregator.config import AggregatorConfig
 from services.client_agent.config import AgentConfig
 from services.common.clock import SystemClock
 from services.common.config import load_config
+from services.common.identity import Role
 from services.keymanager.config import KeyManagerConfig
 from services.operators.demo.folder import DemoFolder, take_folder
 from services.operators.demo.options import DemoOptions, choose
@@ -36,7 +37,8 @@ def test_every_service_can_read_its_file(tmp_path) -> None:
 
     assert profile.aggregator == aggregator.listen == agents[0].aggregator
     assert profile.keymanager_address() == keymanager.listen == agents[0].keymanager
-    assert keymanager.advertised() == (profile.keymanager_address(), profile.enrolment_address())
+    assert keymanager.advertised(Role.AGENT) == (profile.keymanager_address(), keymanager.enrolment_listen)
+    assert keymanager.advertised(Role.AGGREGATOR) == (keymanager.membership_listen, keymanager.enrolment_listen)
     assert [agent.lora.rank for agent in agents] == [4, 8, 4]
     assert [agent.encryption.budget for agent in agents] == ["full", "5%", "full"]
     assert len({agent.training.seed for agent in agents}) == 3
