@@ -1,30 +1,23 @@
-"""Figures of the aggregator for Prometheus: computations, uploads, and where every federation stands."""
+"""Figures of the aggregator for Prometheus: computations, uploads, disk, certificate."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Final
+from pathlib import Path
 
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.aggregator.domain import BasisResult, CohortMember, ExpectedPayload
+from services.aggregator.domain import UPLOAD_KINDS, BasisResult, CohortMember, ExpectedPayload
 from services.aggregator.ports import Compute, PayloadChecks
-from services.aggregator.service import AggregatorService
 from services.common.blobs import Blob
 from services.common.clock import Clock
-from services.common.metrics import bytes_counter, seconds_histogram
+from services.common.metrics import bytes_counter, seconds_histogram, watch_certificates, watch_disk
 from services.common.threads import WorkerPool
+from services.common.tls import IdentityFiles
 from shelora.errors import SheLoraError
 from shelora.he.parameters import CkksParameters
 from shelora.plan.plan import Plan
-from shelora.rounds.phases import FederationState
-
-REFRESH_S: Final = 10.0
-"""How old the figures of federations may be."""
-
-_log = structlog.get_logger(__name__)
 
 
 class MeasuredCompute:
@@ -40,6 +33,8 @@ class MeasuredCompute:
         self._compute = compute
         self._clock = clock
         self._seconds = seconds_histogram(registry, "shelora_compute_seconds", "Duration of computations.", ("step",))
+        for step in ("basis", "fold", "average", "rank_votes"):
+            self._seconds.labels(step)  # from 0 on, so that Prometheus sees the first one as an increase
 
     async def compute_basis(self, plan: Plan, members: Sequence[CohortMember], prefix: str) -> BasisResult:
         with self._measured("basis"):
@@ -79,6 +74,8 @@ class MeasuredChecks:
     def __init__(self, checks: PayloadChecks, registry: CollectorRegistry) -> None:
         self._checks = checks
         self._bytes = bytes_counter(registry, "shelora_checked_bytes", "Bytes of payloads that passed.", ("kind",))
+        for kind in UPLOAD_KINDS:
+            self._bytes.labels(kind.value)
         self._refused = Counter(
             "shelora_refused_payloads", "Payloads that are not what the plan says.", ("kind", "code"), registry=registry
         )
@@ -105,48 +102,7 @@ def watch_pool(registry: CollectorRegistry, name: str, pool: WorkerPool) -> None
     )
 
 
-class FederationGauges:
-    """Where every federation stands; read off the service every `REFRESH_S` seconds.
-
-    Args:
-        service: the use cases.
-        registry: where the figures go.
-        clock: waits.
-    """
-
-    def __init__(self, service: AggregatorService, registry: CollectorRegistry, clock: Clock) -> None:
-        self._service = service
-        self._clock = clock
-        self._state = _gauge(registry, "state", "1 for the state it is in.", "state")
-        self._round = _gauge(registry, "round", "Running or last round.")
-        self._published = _gauge(registry, "published_rounds", "Last published round.")
-        self._rounds = _gauge(registry, "rounds", "Rounds in all.")
-        self._agents = _gauge(registry, "agents", "Registered agents.")
-        self._connected = _gauge(registry, "connected_agents", "Agents with an open view stream.")
-
-    async def run(self) -> None:
-        """Refresh until cancelled; a database that does not answer leaves the figures as they were."""
-        while True:
-            try:
-                await self.refresh()
-            except Exception as error:
-                # Whatever it is, the rounds matter more than the figures about them.
-                _log.warning("figures of federations are old", reason=str(error), kind=type(error).__name__)
-            await self._clock.sleep(REFRESH_S)
-
-    async def refresh(self) -> None:
-        """Read every federation once."""
-        for found in await self._service.list_federations():
-            name = found.spec.federation
-            for state in FederationState:
-                self._state.labels(name, state.value).set(1 if state is found.state else 0)
-            self._round.labels(name).set(0 if found.round is None else found.round.number)
-            self._published.labels(name).set(found.last_published_round)
-            self._rounds.labels(name).set(found.spec.rounds)
-            agents = await self._service.list_agents(name)
-            self._agents.labels(name).set(len(agents))
-            self._connected.labels(name).set(sum(agent.connected for agent in agents))
-
-
-def _gauge(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Gauge:
-    return Gauge(f"shelora_federation_{name}", text, ("federation", *labels), registry=registry)
+def watch_host(registry: CollectorRegistry, state_dir: Path, files: IdentityFiles) -> None:
+    """Show the disk below the state folder and the end of the aggregator's certificate."""
+    watch_disk(registry, state_dir)
+    watch_certificates(registry, {"aggregator": lambda: files.validity_ms()[1]})

@@ -23,6 +23,7 @@ from services.client_agent.domain import Activity, Registration, Status, View
 from services.client_agent.figures import RoundFigures
 from services.client_agent.keys import KeyRing
 from services.client_agent.kit import Kit
+from services.client_agent.metrics import AgentMetrics
 from services.client_agent.ports import Membership, Trainer
 from services.client_agent.progress import StatusBoard
 from services.client_agent.reveal import Reveal
@@ -43,7 +44,8 @@ from shelora.errors import (
 
 log = structlog.get_logger(__name__)
 TrainerFactory = Callable[[AgentConfig, Callable[[float, str], None]], Trainer]
-Connector = Callable[[AgentConfig, AgentState, Clock], Awaitable[Membership]]
+Connector = Callable[[AgentConfig, AgentState, Clock, Callable[[SheLoraError], None]], Awaitable[Membership]]
+"""Enrols if needed; the membership tells of every error that it mends by trying again."""
 
 _NOT_YET = (UnknownFederation, UnknownAgent, WrongEpoch)
 """Refusals that pass: the federation is not created yet, its database was restored, or it is moving to a new epoch."""
@@ -79,6 +81,8 @@ class Agent:
         self._trainer_factory = trainer_factory
         self._connector = connector
         self.state = AgentState(config.state_dir)
+        self.metrics = AgentMetrics()
+        self._figures = RoundFigures(self.state, self.metrics.count)
         applied = self.state.applied_round()
         self.board = StatusBoard(
             Status(
@@ -87,9 +91,10 @@ class Agent:
                 rank=config.lora.rank,
                 budget=config.encryption.budget,
                 applied_round=applied,
-                metrics=RoundFigures(self.state).get(applied) if applied else {},
+                metrics=self._figures.get(applied) if applied else {},
             )
         )
+        self.metrics.watch(self.board, self.state)
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._ended = asyncio.Event()
@@ -110,9 +115,10 @@ class Agent:
             if life.done():
                 life.result()
         except SheLoraError as error:
-            self.board.update(last_error=str(error))
+            self.board.failed(error)
             raise
         finally:
+            self.board.disconnect()
             for task in (life, ended):
                 task.cancel()
             await asyncio.gather(life, ended, return_exceptions=True)
@@ -171,10 +177,10 @@ class Agent:
         with self.state.exclusive():
             loading = asyncio.ensure_future(asyncio.to_thread(self._trainer_factory, self.config, report))
             try:
-                membership = await self._connector(self.config, self.state, self._clock)
+                membership = await self._connector(self.config, self.state, self._clock, self.board.failed)
                 async with membership:
                     self._membership = membership
-                    self.board.update(name=membership.name)
+                    self.board.update(name=membership.name, last_error="")
                     await self._join(membership, await loading)
             finally:
                 loading.cancel()
@@ -200,13 +206,15 @@ class Agent:
                 async with contextlib.aclosing(membership.watch()) as views:
                     async for view in views:
                         backoff.reset()
+                        self.board.connect()
                         if await self._follow(conductor, view):
                             return
                 raise Unavailable("the aggregator closed the view stream")
             except SheLoraError as error:
+                self.board.disconnect()
                 if not (error.retryable or isinstance(error, _NOT_YET)):
                     raise
-                self.board.update(last_error=str(error))
+                self.board.failed(error)
                 if self._conductor is None or not self._conductor.busy:
                     self.board.begin(Activity.RECONNECTING, error.message)
                 await self._clock.sleep(backoff.next_s(error))
@@ -259,6 +267,7 @@ class Agent:
             aggregator=membership,
             board=self.board,
             clock=self._clock,
+            figures=self._figures,
             columns=columns,
             evaluate=self.config.evaluate,
             reveal=Reveal(reveal_dir) if reveal_dir else None,

@@ -147,8 +147,10 @@ class Averages:
         return found.accuracy, found.loss
 
     async def _report(self, number: int) -> None:
+        figures = self._kit.figures.get(number)
         try:
-            await self._kit.aggregator.report_round(number, self._kit.figures.get(number))
+            await self._kit.aggregator.report_round(number, figures)
+            log.info("round done", round=number, **{name: round(value, 4) for name, value in figures.items()})
         except SheLoraError as error:
             if error.retryable:
                 raise

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from services.client_agent.agent import Agent
 from services.client_agent.client import ControlClient
 from services.client_agent.config import AgentConfig
-from services.client_agent.control import control_server
 from services.client_agent.domain import Status
+from services.client_agent.serving import serving
 from services.common.channel import open_channel
 from services.common.config import load_config
-from services.common.lifecycle import run_until_signalled, write_ready_file
+from services.common.lifecycle import announced, run_until_signalled
 from services.common.logs import configure_logs
 from shelora.errors import SheLoraError, Unavailable
 
@@ -47,7 +47,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def run(
     config: ConfigOption,
-    ready_file: Annotated[Path | None, typer.Option(help="Written once the control interface listens.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Written once it listens, and says where.")] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -57,23 +57,20 @@ def run(
     async def main(stop: asyncio.Event) -> None:
         loaded = load_config(AgentConfig, config, service="agent")
         agent = Agent(loaded)
-        server = control_server(agent)
-        port = await server.start()
-        if ready_file is not None:
-            write_ready_file(ready_file, {"control": loaded.control_address, "control_port": port})
-        show = asyncio.ensure_future(_show_progress(agent)) if console.is_terminal and not quiet else None
-        life = asyncio.ensure_future(agent.run())
-        stopped = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait([life, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if life.done():
-                life.result()
-        finally:
-            for task in (life, stopped, show):
-                if task is not None:
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
-            await server.drain(1.0)
+        async with serving(agent) as ports:
+            show = asyncio.ensure_future(_show_progress(agent)) if console.is_terminal and not quiet else None
+            life = asyncio.ensure_future(agent.run())
+            stopped = asyncio.ensure_future(stop.wait())
+            try:
+                with announced(ready_file, ports):
+                    await asyncio.wait([life, stopped], return_when=asyncio.FIRST_COMPLETED)
+                if life.done():
+                    life.result()
+            finally:
+                for task in (life, stopped, show):
+                    if task is not None:
+                        task.cancel()
+                        await asyncio.gather(task, return_exceptions=True)
 
     _guarded(lambda: run_until_signalled(main))
 

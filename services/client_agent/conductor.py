@@ -118,11 +118,11 @@ class Conductor:
                 return
             except WENT_ON as error:
                 log.info("the round went on without this agent", round=view.round, code=error.code)
-                self._board.update(last_error=str(error))
+                self._board.failed(error)
                 self._board.begin(Activity.WAITING, "waiting for the next round")
                 return
             except SheLoraError as error:
-                self._board.update(last_error=str(error))
+                self._board.failed(error)
                 if not error.retryable:
                     await self._give_up(view, f"{error.code}: {error.message}")
                     return
@@ -130,7 +130,7 @@ class Conductor:
                 await self._clock.sleep(backoff.next_s(error))
             except Exception as error:
                 log.exception("step failed", round=view.round, task=view.task.value)
-                self._board.update(last_error=f"{type(error).__name__}: {error}")
+                self._board.failed(error)
                 await self._give_up(view, type(error).__name__)
                 return
 
@@ -159,9 +159,10 @@ class Conductor:
         while True:
             try:
                 await self._worker.apply(view.last_published_round)
+                self._board.update(last_error="")
                 break
             except SheLoraError as error:
-                self._board.update(last_error=str(error))
+                self._board.failed(error)
                 if error.retryable:
                     await self._clock.sleep(backoff.next_s(error))
                 elif stopped:

@@ -206,6 +206,8 @@ class AgentConfig(ServiceConfig):
     state_dir: Path
     control_listen: Address | None = None
     """None listens on control.sock in the state folder."""
+    ops_listen: Address | None = None
+    """HTTP for health and metrics, for example 0.0.0.0:7482 in a container; None, on a device, listens nowhere."""
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection
     lora: LoraSection = Field(default_factory=LoraSection)

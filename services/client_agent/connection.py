@@ -92,8 +92,17 @@ class Connection:
     Transient failures of uploads, downloads and reports are retried until the caller cancels; the other calls raise.
     """
 
-    def __init__(self, federation: str, aggregator: str, keymanager: str, files: IdentityFiles, clock: Clock) -> None:
-        """Addresses are host:port; `files` is a complete identity."""
+    def __init__(
+        self,
+        federation: str,
+        aggregator: str,
+        keymanager: str,
+        files: IdentityFiles,
+        clock: Clock,
+        on_error: Callable[[SheLoraError], None] = lambda _error: None,
+    ) -> None:
+        """Addresses are host:port; `files` is a complete identity; `on_error` is told of failures that are retried."""
+        self._on_error = on_error
         self._name = files.identity().name
         self._federation = federation
         self._aggregator = aggregator
@@ -253,7 +262,13 @@ class Connection:
             report((message.chunk.offset + len(message.chunk.data)) / max(1, size_bytes), "")
 
     async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        return await retrying(attempt, clock=self._clock, rng=self._rng, longest_wait_s=_LONGEST_WAIT_S)
+        return await retrying(
+            attempt,
+            clock=self._clock,
+            rng=self._rng,
+            longest_wait_s=_LONGEST_WAIT_S,
+            on_retry=lambda error, _wait_s: self._on_error(error),
+        )
 
     async def _renew(self) -> None:
         """Keep the certificate fresh; a refusal ends the view stream, which tells it."""
@@ -299,15 +314,20 @@ async def _anext(stream: AsyncIterator[Any]) -> Any:
     return None
 
 
-async def connect(config: AgentConfig, state: AgentState, clock: Clock) -> Connection:
-    """Enrol if needed and open the channels.
+async def connect(
+    config: AgentConfig,
+    state: AgentState,
+    clock: Clock,
+    on_error: Callable[[SheLoraError], None] = lambda _error: None,
+) -> Connection:
+    """Enrol if needed and open the channels; `on_error` is told of failures that are retried.
 
     Raises:
         InvalidConfiguration: no key manager address anywhere, or the certificate is for another federation.
         InvalidToken, AgentRevoked: the key manager refuses this device.
         PeerUnreachable: not enrolled yet and the key manager does not answer.
     """
-    files = await ensure_identity(state.identity, config.enrolment_file, clock)
+    files = await ensure_identity(state.identity, config.enrolment_file, clock, on_error=on_error)
     keymanager = config.keymanager
     if keymanager is None:
         if config.enrolment_file is None or not config.enrolment_file.exists():
@@ -323,4 +343,4 @@ async def connect(config: AgentConfig, state: AgentState, clock: Clock) -> Conne
             f"the configuration says {config.federation!r}",
             hint="use another state_dir or correct the configuration",
         )
-    return Connection(config.federation, config.aggregator, keymanager, files, clock)
+    return Connection(config.federation, config.aggregator, keymanager, files, clock, on_error)

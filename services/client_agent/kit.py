@@ -55,6 +55,7 @@ class Kit:
     """Everything an agent's tasks work with.
 
     Attributes:
+        figures: figures of all rounds.
         columns: the agent's encrypted k per module.
         evaluate: whether accuracy is measured.
         reveal: for verification runs only.
@@ -66,15 +67,11 @@ class Kit:
     aggregator: Aggregator
     board: StatusBoard
     clock: Clock
+    figures: RoundFigures
     columns: tuple[int, ...]
     evaluate: bool
     reveal: Reveal | None = None
     blocking: BlockingWork = field(default_factory=BlockingWork)
-
-    @property
-    def figures(self) -> RoundFigures:
-        """Figures of all rounds."""
-        return RoundFigures(self.state)
 
     async def epoch(self, plan: Plan) -> EpochKeys:
         """Keys of a plan's epoch.

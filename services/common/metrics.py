@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, cast
 
 import grpc
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.common.grpc_errors import ErrorInterceptor
 from services.common.interception import around
 from services.common.versions import PACKAGE_VERSION, PROTOCOL
+from shelora.errors import SheLoraError
 
 SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 """Bucket bounds in seconds, from a short call to a long computation."""
+
+_MILLISECONDS: Final = 1000
 
 
 def new_registry(service: str) -> CollectorRegistry:
@@ -108,3 +115,54 @@ def bytes_counter(registry: CollectorRegistry, name: str, text: str, labels: tup
     if not name.endswith("_bytes"):
         raise ValueError(f"metric name: expected it to end in _bytes, got {name}")
     return Counter(name, text, labels, registry=registry)
+
+
+def rpc_interceptors(registry: CollectorRegistry) -> list[grpc.aio.ServerInterceptor]:
+    """What every service puts around its calls: metrics, then errors as statuses.
+
+    Besides the metrics of RpcMetricsInterceptor there is shelora_errors_total{method, code}: calls that ended with an
+    error, by its stable code.
+
+    Args:
+        registry: where the metrics go.
+    """
+    errors = Counter("shelora_errors", "Calls that ended with an error.", ["method", "code"], registry=registry)
+    counting = ErrorInterceptor(on_error=lambda method, code: errors.labels(method, code).inc())
+    return [RpcMetricsInterceptor(registry), counting]
+
+
+def watch_certificates(registry: CollectorRegistry, ends_ms: Mapping[str, Callable[[], int]]) -> None:
+    """Show when certificates end: shelora_certificate_expiry_timestamp_seconds{certificate}, asked at every scrape.
+
+    Args:
+        registry: where the metric goes.
+        ends_ms: by name, what answers with the end in milliseconds since the Unix epoch; NaN is shown while it raises.
+    """
+    gauge = Gauge(
+        "shelora_certificate_expiry_timestamp_seconds",
+        "When a certificate of this service ends, in seconds since the Unix epoch.",
+        ["certificate"],
+        registry=registry,
+    )
+    for name, end_ms in ends_ms.items():
+        gauge.labels(name).set_function(_or_nan(end_ms, 1 / _MILLISECONDS))
+
+
+def watch_disk(registry: CollectorRegistry, folder: Path) -> None:
+    """Show the disk below a folder: shelora_state_free_bytes and shelora_state_size_bytes, asked at every scrape."""
+    free = Gauge("shelora_state_free_bytes", "Free bytes of the file system of the state folder.", registry=registry)
+    free.set_function(_or_nan(lambda: shutil.disk_usage(folder).free))
+    size = Gauge("shelora_state_size_bytes", "Size of the file system of the state folder.", registry=registry)
+    size.set_function(_or_nan(lambda: shutil.disk_usage(folder).total))
+
+
+def _or_nan(ask: Callable[[], float], scale: float = 1.0) -> Callable[[], float]:
+    """A figure that cannot be had must not cost the others."""
+
+    def asked() -> float:
+        try:
+            return ask() * scale
+        except (OSError, SheLoraError):
+            return math.nan
+
+    return asked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
-from services.aggregator.store import federations, history, payloads
+from services.aggregator.store import federations, history, payloads, tallies
 from services.aggregator.store.rows import StoredFederation, new_federation, rules_of
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -21,4 +21,5 @@ __all__ = [
     "new_federation",
     "payloads",
     "rules_of",
+    "tallies",
 ]

@@ -7,11 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from services.client_agent.config import DATA_SUFFIXES, DataSection, ModelSection, is_data_file
 from shelora.errors import InvalidConfiguration
 from shelora.plan.encoding import digest_items
+
+T = TypeVar("T")
 
 _SHOWN_CHARACTERS: Final = 60
 _SHOWN_LABELS: Final = 20
@@ -78,7 +80,7 @@ def read_rows(source: str, setting: str, split: str, text_field: str, label_fiel
     return rows
 
 
-def pick_evenly(rows: Sequence[Row], limit: int | None) -> list[Row]:
+def pick_evenly(rows: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` rows, evenly spaced, so that a file sorted by label keeps all its labels."""
     if limit is None or limit >= len(rows):
         return list(rows)

@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from services.aggregator.compute import LocalCompute
 from services.aggregator.domain import ExpectedPayload, FederationSpec, PayloadKind
-from services.aggregator.metrics import REFRESH_S, FederationGauges, MeasuredChecks, MeasuredCompute, watch_pool
+from services.aggregator.federation_metrics import REFRESH_S, FederationMetrics
+from services.aggregator.metrics import MeasuredChecks, MeasuredCompute, watch_pool
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.service import AggregatorService
 from services.aggregator.store import MIGRATIONS
@@ -63,7 +64,7 @@ async def test_federations_are_shown_and_a_lost_database_is_survived(tmp_path, b
     database, clock, registry = Database(url), FakeClock(), CollectorRegistry()
     service = AggregatorService(database, blobs, UploadChecks(blobs, pool), clock)
     await service.create_federation(FederationSpec("ward", 3, 3, 2, 1, PARAMETERS))
-    gauges = FederationGauges(service, registry, clock)
+    gauges = FederationMetrics(service, registry, clock)
 
     await gauges.refresh()
 

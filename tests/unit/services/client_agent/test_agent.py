@@ -173,7 +173,12 @@ async def test_cut_view_streams_are_opened_again(ward):
     ward.federation.break_streams()
     await ward.until(lambda: all("cut" in agent.board.status.last_error for agent in ward.agents.values()))
     gate.set()
+    await ward.until(lambda: all(agent.board.connected for agent in ward.agents.values()))
     await ward.finish()
+    for agent in ward.agents.values():
+        assert agent.board.connections == 2
+        assert agent.board.errors == {"peer_unreachable": 1}
+        assert not agent.board.connected
     assert ward.trainers["c"].trained == [1, 2]
 
 

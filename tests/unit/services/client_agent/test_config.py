@@ -44,8 +44,11 @@ def test_relative_paths_count_from_the_file(tmp_path: Path):
         data={"train": "train.jsonl", "test": "owner/texts"},
         enrolment_file="enrolment.json",
         control_listen="unix:run/agent.sock",
+        ops_listen="unix:ops.sock",
         reveal_dir="reveal",
     )
+    assert config.ops_listen == f"unix:{tmp_path}/ops.sock"
+    assert load(tmp_path).ops_listen is None
     assert config.state_dir == tmp_path / "state"
     assert config.model.source == str(tmp_path / "models" / "mine")
     assert config.model.is_folder

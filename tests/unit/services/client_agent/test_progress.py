@@ -6,6 +6,7 @@ import pytest
 
 from services.client_agent.domain import Activity, Status
 from services.client_agent.progress import StatusBoard
+from shelora.errors import PeerUnreachable
 
 
 @pytest.fixture
@@ -67,3 +68,36 @@ async def test_every_watcher_is_woken(board):
     await settle()
     board.update(round=9)
     assert [status.round for status in await asyncio.gather(*waiting)] == [9, 9, 9]
+
+
+async def test_readiness_is_the_connection_with_the_reason_while_there_is_none(board):
+    board.begin(Activity.PREPARING, "loading model and data")
+    assert board.readiness() == {
+        "ready": False,
+        "reason": "preparing: loading model and data",
+        "activity": "preparing",
+        "detail": "loading model and data",
+        "round": 0,
+        "applied_round": 0,
+        "paused": False,
+        "last_error": "",
+    }
+    board.connect()
+    board.update(round=2, applied_round=1, paused=True)
+    found = board.readiness()
+    assert (found["ready"], found["round"], found["applied_round"], found["paused"]) == (True, 2, 1, True)
+    assert "reason" not in found
+    board.disconnect()
+    board.failed(PeerUnreachable("no answer", hint="check the network"))
+    found = board.readiness()
+    assert (found["ready"], found["reason"]) == (False, "no answer (check the network)")
+
+
+async def test_errors_are_shown_and_counted_by_code(board):
+    board.failed(PeerUnreachable("no answer"))
+    board.failed(KeyError("a defect"))
+    board.failed(PeerUnreachable("no answer"))
+    assert board.errors == {"peer_unreachable": 2, "internal_fault": 1}
+    assert board.status.last_error == "no answer"
+    board.failed(KeyError("a defect"))
+    assert board.status.last_error == "KeyError: 'a defect'"
