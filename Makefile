@@ -15,16 +15,22 @@ quoted = '$(subst ','\'',$(1))'
 given = $(and $(findstring command line,$(origin $(1))),$($(1)))
 demo_arguments = $(foreach name,$(DEMO_OPTIONS),$(if $(call given,$(name)),--$(call lower,$(name)) $(call quoted,$($(name)))))
 
-.PHONY: help setup demo test check format protos lock clean
+# Options of the compose targets, for scripts/compose.sh.
+COMPOSE_OPTIONS := PYTHON_IMAGE TORCH TORCH_INDEX MONITORING ROUNDS VOLUMES
+compose_environment = $(foreach name,$(COMPOSE_OPTIONS),$(if $(call given,$(name)),$(name)=$(call quoted,$($(name)))))
+
+.PHONY: help setup demo test check format protos lock clean images compose-up compose-demo compose-down compose-test k8s-validate
 
 help: ## list the targets
 	@echo 'SHE-LoRA: federated fine-tuning with selectively encrypted LoRA updates'
 	@echo
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do \
-	  printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do \
+	  printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  options of the demo: DATA=train.jsonl TEST=test.jsonl MODEL=path AGENTS=4 ROUNDS=3 RANKS=4,8,16,32'
 	@echo '                       BUDGETS=full,25%,5%,auto COMPARE=plaintext OUT=build/demo'
+	@echo '  options of images and compose: PYTHON_IMAGE=python:3.12-slim-trixie TORCH=cpu|cuda TORCH_INDEX=url'
+	@echo '                       MONITORING=yes ROUNDS=3 VOLUMES=yes'
 
 setup: ## find a usable Python, make .venv, install the locked packages
 	@scripts/setup.sh
@@ -32,8 +38,26 @@ setup: ## find a usable Python, make .venv, install the locked packages
 demo: setup ## key manager, aggregator and four agents tune a model together on this machine
 	@exec $(BIN)/python -m services.operators.demo $(demo_arguments)
 
-test: check ## everything CI runs: check, then unit, contract, service, simulation and e2e tests, and the coverage bound
+test: check ## everything CI runs: check, then all tests, in containers too where a Docker Engine answers
 	@scripts/test.sh
+
+images: ## build the container images of aggregator, key manager and client agent
+	@$(compose_environment) scripts/compose.sh build
+
+compose-up: ## start key manager, aggregator on PostgreSQL and three agents in containers, mutual TLS and encryption on
+	@$(compose_environment) scripts/compose.sh up
+
+compose-demo: ## compose-up, then a federation to its end; the adapters are copied out
+	@$(compose_environment) scripts/compose.sh demo
+
+compose-down: ## stop and remove the containers; VOLUMES=yes also deletes their state
+	@$(compose_environment) scripts/compose.sh down
+
+compose-test: setup ## build the images and test a cluster on a real Docker Engine, deaths included
+	@SHELORA_REQUIRE_DOCKER=1 $(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_two_hosts.py
+
+k8s-validate: setup ## render and validate every Kubernetes overlay, check our policies, exercise the probes
+	@scripts/k8s-validate.sh
 
 check: setup ## formatting, lint, types, import rules, the contract and its generated stubs
 	@scripts/check.sh

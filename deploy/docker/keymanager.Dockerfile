@@ -1,0 +1,43 @@
+# The key manager: certificate authority, key epochs, audit log.
+#   docker build -f deploy/docker/keymanager.Dockerfile -t shelora/keymanager .
+ARG PYTHON_IMAGE=python:3.12-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS packages
+WORKDIR /build
+COPY deploy/docker/install.sh ./
+COPY requirements/bootstrap.txt requirements/keymanager.txt requirements/
+RUN ./install.sh packages keymanager
+
+FROM packages AS product
+COPY pyproject.toml README.md LICENSE ./
+COPY shelora shelora
+COPY services services
+RUN ./install.sh product services/keymanager shelora/he/secret
+
+FROM ${PYTHON_IMAGE}
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends tini libgomp1 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
+ && useradd --uid 10001 --no-log-init --home-dir /var/lib/shelora --shell /usr/sbin/nologin --user-group shelora \
+ && install -d -o shelora -g shelora -m 0700 /var/lib/shelora /etc/shelora/kek /etc/shelora/enrolment
+COPY --from=packages /opt/shelora /opt/shelora
+COPY --from=product /opt/product /opt/shelora
+ENV PATH=/opt/shelora/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+WORKDIR /var/lib/shelora
+VOLUME /var/lib/shelora
+EXPOSE 7441 7442 7444 7481
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+  CMD ["python", "-m", "services.common.probe", "http://127.0.0.1:7481/readyz"]
+ENTRYPOINT ["tini", "--", "shelora-keymanager"]
+CMD ["serve", "--config", "/etc/shelora/keymanager.yaml"]
+ARG VERSION=dev
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="shelora key manager" \
+      org.opencontainers.image.description="Certificate authority and key epochs of a federation" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
