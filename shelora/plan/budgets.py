@@ -16,6 +16,7 @@ from typing import Final
 
 from shelora.errors import InvalidConfiguration, SizeMismatch
 from shelora.plan.layout import SlotLayout
+from shelora.plan.packing import Packing
 from shelora.plan.shapes import MAX_DIMENSION, ModuleShape
 
 DEFAULT_AUTO_SECONDS: Final = 30.0
@@ -198,6 +199,7 @@ def resolve_plan_columns(
     *,
     values_per_block: int = 4096,
     block_bytes: int = 65536,
+    packing: Packing = Packing.EXACT,
 ) -> tuple[int, ...]:
     """The number of encrypted columns of every module.
 
@@ -213,6 +215,7 @@ def resolve_plan_columns(
         dense_values: number of values in all dense tensors together.
         values_per_block: real values in a ciphertext block.
         block_bytes: bytes of a ciphertext block on the wire.
+        packing: the federation's packing.
 
     Returns:
         k per module.
@@ -234,14 +237,15 @@ def resolve_plan_columns(
             f"expected a measured encrypt and upload rate for the budget {budget}, got none",
             hint="measure the rate first, or choose a fixed budget",
         )
-    layout = SlotLayout((), tuple(modules), tuple(basis_rows), values_per_block)
+    layout = SlotLayout((), tuple(modules), tuple(basis_rows), values_per_block, packing)
     steps = max((module.in_features for module in modules), default=0)
 
     def columns_at(step: int) -> tuple[int, ...]:
         return tuple((2 * step * module.in_features + steps) // (2 * steps) for module in modules)
 
     def fits(step: int) -> bool:
-        blocks = -(-(dense_values + layout.used_slots(columns_at(step))) // values_per_block)
+        reals = dense_values + layout.reals(layout.used_slots(columns_at(step)))
+        blocks = -(-reals // values_per_block)
         return rate.seconds(blocks, values_per_block, block_bytes) <= budget.amount
 
     low, high = 0, steps

@@ -3,8 +3,9 @@
 Dense tensors come first. Then come columns: position `p` of a module with `n` columns has the key (2p + 1) / (2n);
 columns are sorted by that key, then by module, and each takes as many consecutive slots as its module has basis rows.
 A column whose key is at most f is exactly one that the fraction f, rounded half up, encrypts: so a smaller fraction
-fills a prefix of the slots and sends fewer blocks. The layout is a pure function of the plan and the cohort's ranks;
-both sides compute it, only its digest travels.
+fills a prefix of the slots and sends fewer blocks. A slot is a real number of a ciphertext, or with dense packing, but
+for the dense tensors, half of one. The layout is a pure function of the plan and the cohort's ranks; both sides compute
+it, only its digest travels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from shelora.errors import InvalidPlan, ShapeMismatch, SizeMismatch
 from shelora.plan.encoding import digest_items
+from shelora.plan.packing import Packing, join_pairs, split_pairs
 from shelora.plan.shapes import DenseShape, ModuleShape, shape_items
 
 MAX_VALUES_PER_BLOCK: Final = 1 << 20
@@ -51,6 +53,7 @@ class SlotLayout:
         modules: LoRA modules in plan order.
         basis_rows: basis rows s per module, 1 to out_features.
         values_per_block: real values in a ciphertext block.
+        packing: whether a column's slots have a real number each, or two of them share one.
 
     Raises:
         InvalidPlan: basis rows out of bounds or not one per module, or a bad block size.
@@ -60,6 +63,7 @@ class SlotLayout:
     modules: tuple[ModuleShape, ...]
     basis_rows: tuple[int, ...]
     values_per_block: int
+    packing: Packing = Packing.EXACT
 
     def __post_init__(self) -> None:
         """Check basis rows and block size."""
@@ -87,6 +91,19 @@ class SlotLayout:
         """Slots of everything at full budget."""
         columns = (s * module.in_features for module, s in zip(self.modules, self.basis_rows, strict=True))
         return self.dense_slots + sum(columns)
+
+    def reals(self, slots: int) -> int:
+        """Real numbers that hold the first slots.
+
+        Args:
+            slots: how many, `dense_slots` or more.
+
+        Returns:
+            As many; with dense packing half as many, rounded up, for the slots after the dense tensors.
+        """
+        if self.packing is Packing.EXACT:
+            return slots
+        return self.dense_slots - (self.dense_slots - slots) // 2
 
     @cached_property
     def _column_offsets(self) -> tuple[NDArray[np.int64], ...]:
@@ -161,12 +178,12 @@ class SlotLayout:
             columns: encrypted columns k per module.
 
         Returns:
-            `used_slots(columns)` over the block size, rounded up.
+            The real numbers of `used_slots(columns)` over the block size, rounded up.
 
         Raises:
             SizeMismatch, ShapeMismatch: as `used_slots`.
         """
-        return -(-self.used_slots(columns) // self.values_per_block)
+        return -(-self.reals(self.used_slots(columns)) // self.values_per_block)
 
     def pack(self, dense: Sequence[NDArray[np.float64]], columns: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """Put dense tensors and encrypted columns into their slots.
@@ -246,6 +263,33 @@ class SlotLayout:
             columns.append(part)
         return dense, columns
 
+    def to_reals(self, slots: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is encrypted for packed slots.
+
+        Args:
+            slots: float64[count] from `pack`, count >= dense_slots; with dense packing the columns are quantised.
+
+        Returns:
+            float64[reals(count)].
+        """
+        return slots if self.packing is Packing.EXACT else join_pairs(slots, self.dense_slots)
+
+    def from_reals(self, reals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The slots behind decrypted real numbers; the inverse of `to_reals`.
+
+        Args:
+            reals: float64[count], a prefix of the round's, dense_slots <= count <= reals(total_slots).
+
+        Returns:
+            float64: a prefix of the slots for `unpack`, which may end with one more slot than went in.
+
+        Raises:
+            ValueOutOfRange: with dense packing, sums that honest agents cannot have made.
+        """
+        if self.packing is Packing.EXACT:
+            return reals
+        return split_pairs(reals, self.dense_slots)[: self.total_slots]
+
     def digest(self) -> bytes:
         """SHA-256 over everything that determines the slots; equal exactly when both sides agree.
 
@@ -253,7 +297,7 @@ class SlotLayout:
             bytes[32].
         """
         items = [*shape_items(self.modules, self.dense), *self.basis_rows, self.values_per_block]
-        return digest_items("shelora slot layout v1", items)
+        return digest_items("shelora slot layout v2", [*items, self.packing.value])
 
 
 def _check_count(kind: str, count: int, expected: int) -> None:

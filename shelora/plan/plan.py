@@ -14,13 +14,14 @@ from shelora.errors import InvalidPlan, ShapeMismatch, SizeMismatch
 from shelora.lora.basis import basis_rows
 from shelora.plan.encoding import DIGEST_BYTES, digest_items
 from shelora.plan.layout import SlotLayout, check_values_per_block
+from shelora.plan.packing import Packing
 from shelora.plan.shapes import ModelShapes, check_name, shape_items
 
 FLOAT_BYTES: Final = 4
 """Bytes of a plain value on the wire (float32)."""
 
 BYTES_PER_ENCRYPTED_VALUE: Final = 16
-"""Bytes of ciphertext per real value: two residues of 8 bytes (the block header never travels)."""
+"""Bytes of ciphertext per real number: two residues of 8 bytes (the block header never travels)."""
 
 MAX_CAP: Final = 65_536
 """Largest basis cap."""
@@ -48,6 +49,7 @@ class Plan:
         levels: per module the distinct encrypted-column counts of the agents, strictly increasing, each 0 to n.
         parameters_digest: bytes[32], digest of the epoch's HE parameters.
         values_per_block: real values in a ciphertext block.
+        packing: how values become those real values.
 
     Raises:
         InvalidPlan: an attribute breaks these rules.
@@ -62,6 +64,7 @@ class Plan:
     levels: tuple[tuple[int, ...], ...]
     parameters_digest: bytes
     values_per_block: int
+    packing: Packing = Packing.EXACT
 
     def __post_init__(self) -> None:
         """Check every attribute."""
@@ -116,8 +119,8 @@ class Plan:
         items += shape_items(self.shapes.modules, self.shapes.dense)
         for counts in self.levels:
             items += (len(counts), *counts)
-        items += (self.parameters_digest, self.values_per_block)
-        return digest_items("shelora plan v1", items)
+        items += (self.parameters_digest, self.values_per_block, self.packing.value)
+        return digest_items("shelora plan v2", items)
 
     def layout(self, ranks: Sequence[int]) -> SlotLayout:
         """The slots of a round.
@@ -132,7 +135,7 @@ class Plan:
             RankMismatch: no ranks, or a rank that is impossible for a module.
         """
         rows = tuple(basis_rows(module.out_features, ranks, self.cap) for module in self.shapes.modules)
-        return SlotLayout(self.shapes.dense, self.shapes.modules, rows, self.values_per_block)
+        return SlotLayout(self.shapes.dense, self.shapes.modules, rows, self.values_per_block, self.packing)
 
     def cipher_blocks(self, ranks: Sequence[int], columns: Sequence[int]) -> int:
         """Ciphertext blocks that an agent sends.
@@ -154,7 +157,7 @@ class Plan:
     def max_cipher_bytes(self) -> int:
         """Ciphertext bytes that no agent of any cohort exceeds: the cap reached and the largest level encrypted."""
         rows = tuple(min(self.cap, module.out_features) for module in self.shapes.modules)
-        layout = SlotLayout(self.shapes.dense, self.shapes.modules, rows, self.values_per_block)
+        layout = SlotLayout(self.shapes.dense, self.shapes.modules, rows, self.values_per_block, self.packing)
         return cipher_bytes(layout, tuple(counts[-1] for counts in self.levels))
 
 
@@ -208,6 +211,19 @@ def average_bytes(shapes: ModelShapes, rows: Sequence[int], columns: Sequence[in
         ShapeMismatch: a k out of range.
     """
     return _pair_bytes(shapes, rows, columns)
+
+
+def range_bytes(packing: Packing, rows: Sequence[int]) -> int:
+    """Bytes of the ranges that dense packing adds to a projection and to a published average.
+
+    Args:
+        packing: the plan's packing.
+        rows: basis rows s per module.
+
+    Returns:
+        Bytes: 4 * sum of s with dense packing, else 0.
+    """
+    return FLOAT_BYTES * sum(rows) if packing is Packing.DENSE else 0
 
 
 def _pair_bytes(shapes: ModelShapes, inner: Sequence[int], columns: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from shelora.plan import (
     Budget,
     HeRate,
     ModuleShape,
+    Packing,
     SlotLayout,
     parse_budget,
     resolve_columns,
@@ -192,18 +193,19 @@ def common_fraction(step: int) -> tuple[int, ...]:
     st.floats(10, 1e6),
     st.tuples(*[st.integers(1, 40)] * 3),
     st.integers(0, 500),
+    st.sampled_from(Packing),
 )
 def test_auto_is_the_largest_common_fraction_that_fits(
-    seconds: float, encrypt: float, upload: float, rows: tuple[int, int, int], dense: int
+    seconds: float, encrypt: float, upload: float, rows: tuple[int, int, int], dense: int, packing: Packing
 ) -> None:
     rate = HeRate(encrypt, upload)
     columns = resolve_plan_columns(
-        Budget.auto(seconds), MODULES, rate, rows, dense, values_per_block=16, block_bytes=256
+        Budget.auto(seconds), MODULES, rate, rows, dense, values_per_block=16, block_bytes=256, packing=packing
     )
-    layout = SlotLayout((), MODULES, rows, 16)
+    layout = SlotLayout((), MODULES, rows, 16, packing)
 
     def predicted(k: tuple[int, ...]) -> float:
-        blocks = math.ceil((dense + layout.used_slots(k)) / 16)
+        blocks = math.ceil((dense + layout.reals(layout.used_slots(k))) / 16)
         return blocks * 16 / encrypt + blocks * 256 / upload
 
     fitting = [step for step in range(91) if predicted(common_fraction(step)) <= seconds]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shelora.errors import InvalidPlan, ShapeMismatch, SizeMismatch
-from shelora.plan import Budget, DenseShape, ModuleShape, SlotLayout, resolve_columns
+from shelora.plan import Budget, DenseShape, ModuleShape, Packing, SlotLayout, resolve_columns
 
 
 @st.composite
@@ -22,6 +22,7 @@ def layouts(draw: st.DrawFn) -> SlotLayout:
         tuple(ModuleShape(f"module.{index}", 4, n) for index, n in enumerate(widths)),
         tuple(rows),
         draw(st.integers(1, 9)),
+        draw(st.sampled_from(Packing)),
     )
 
 
@@ -78,7 +79,10 @@ def test_pack_puts_every_value_into_its_slot(layout: SlotLayout, data: st.DataOb
             expected.append(parts[index][row, item] if item < columns[index] else 0.0)
     used = max((slot + 1 for slot, value in enumerate(expected) if value), default=0)
     assert layout.used_slots(columns) == used
-    assert layout.blocks(columns) == math.ceil(used / layout.values_per_block)
+    pairs = layout.packing is Packing.DENSE
+    reals = layout.dense_slots + math.ceil((used - layout.dense_slots) / 2) if pairs else used
+    assert layout.reals(used) == layout.to_reals(packed).size == reals
+    assert layout.blocks(columns) == math.ceil(reals / layout.values_per_block)
     assert packed.dtype == np.float64
     assert packed.tolist() == expected[:used]
 
@@ -88,8 +92,10 @@ def test_unpack_takes_apart_what_pack_made(layout: SlotLayout, data: st.DataObje
     columns = draw_columns(data, layout)
     dense, parts = make_parts(layout, columns)
     packed = layout.pack(dense, parts)
+    opened = layout.from_reals(layout.to_reals(packed))
+    assert opened.size - packed.size in ((0, 1) if layout.packing is Packing.DENSE else (0,))
     longer = np.concatenate([packed, np.zeros(data.draw(st.integers(0, layout.total_slots - packed.size)))])
-    for values in (packed, longer):
+    for values in (packed, opened, longer):
         found_dense, found = layout.unpack(values)
         for expected, tensor in zip(dense, found_dense, strict=True):
             assert np.array_equal(tensor, expected)
@@ -139,7 +145,7 @@ def test_fraction_budgets_fill_exactly_a_prefix(layout: SlotLayout, fraction: fl
     if not any(0 < exact * module.in_features < Fraction(1, 2) for module in layout.modules):
         assert packed.all()
         assert layout.used_slots(columns) == filled
-        assert layout.blocks(columns) == math.ceil(filled / layout.values_per_block)
+        assert layout.blocks(columns) == math.ceil(layout.reals(filled) / layout.values_per_block)
 
 
 @given(layouts(), st.floats(0, 1), st.floats(0, 1))
@@ -182,7 +188,7 @@ def test_layout_is_frozen() -> None:
         8,
     )
     assert [layout.offsets(index).tolist() for index in range(3)] == [[3, 10, 17], [2, 8, 9, 15, 16, 22], [5, 12, 19]]
-    assert layout.digest().hex() == "a18fbaaf3cf6168880bc554983ff46a8f171be50f10d1f98cb49dfa84897e24d"
+    assert layout.digest().hex() == "b2b1548027486af33195ba44a7538fcfa5037cd15d5be05f14c862c759923b1c"
 
 
 def test_a_layout_without_modules_has_no_columns() -> None:
@@ -207,6 +213,7 @@ def test_digest_tells_every_difference() -> None:
         SlotLayout((head,), (b, a), (2, 1), 8),
         SlotLayout((head,), (a, b), (1, 2), 8),
         SlotLayout((head,), (a, b), (2, 1), 16),
+        SlotLayout((head,), (a, b), (2, 1), 8, Packing.DENSE),
     ]
     assert len({variant.digest() for variant in variants}) == len(variants)
     assert variants[0].digest() == SlotLayout((head,), (a, b), (2, 1), 8).digest()

@@ -15,10 +15,12 @@ from shelora.plan import (
     ModelShapes,
     ModuleShape,
     Negotiation,
+    Packing,
     Plan,
     average_bytes,
     cipher_bytes,
     factors_bytes,
+    range_bytes,
 )
 
 SHAPES = ModelShapes((ModuleShape("a", 6, 10), ModuleShape("b", 20, 4)), (DenseShape("head", (2, 3)),))
@@ -44,6 +46,7 @@ CHANGES: list[dict[str, Any]] = [
     {"levels": ((2,), (1, 4))},
     {"parameters_digest": bytes(32)},
     {"values_per_block": 32},
+    {"packing": Packing.DENSE},
 ]
 
 
@@ -55,7 +58,7 @@ def test_digest_tells_every_difference() -> None:
 
 
 def test_digest_is_frozen() -> None:
-    assert PLAN.digest().hex() == "5c743f6ccef2d17cda37ec8b723f7b39d64842b75bc431234521fac6892daec1"
+    assert PLAN.digest().hex() == "28f731bb26e93e662db4d1f222d58f1b5c00691693e2eb8c956c853ca5bf69a0"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,9 @@ def test_layout_has_the_rows_of_the_cohort(ranks: list[int]) -> None:
     assert layout.basis_rows == (min(sum(ranks), 6), min(sum(ranks), 8))
     assert (layout.dense, layout.modules, layout.values_per_block) == (SHAPES.dense, SHAPES.modules, 16)
     assert layout.digest() == PLAN.layout(ranks[::-1]).digest()
+    dense = dataclasses.replace(PLAN, packing=Packing.DENSE).layout(ranks)
+    assert dense == dataclasses.replace(layout, packing=Packing.DENSE)
+    assert dense.digest() != layout.digest()
 
 
 @pytest.mark.parametrize("ranks", [[], [4, 0], [7]])
@@ -106,6 +112,9 @@ def test_cipher_sizes() -> None:
     assert PLAN.cipher_blocks([2, 3], (10, 4)) == 5
     assert cipher_bytes(PLAN.layout([2, 3]), (10, 4)) == 5 * 256
     assert PLAN.cipher_blocks([2, 3], (0, 0)) == 1
+    dense = dataclasses.replace(PLAN, packing=Packing.DENSE)
+    assert dense.cipher_blocks([2, 3], (10, 4)) == 3  # 6 dense values and 35 pairs
+    assert dense.max_cipher_bytes == cipher_bytes(dense.layout([4, 4]), (10, 4)) == 4 * 256
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(0, 10), st.integers(0, 4))
@@ -135,10 +144,12 @@ def test_plain_sizes_are_those_of_the_arrays() -> None:
         for array in (np.zeros((module.out_features, s), np.float32), np.zeros((s, module.in_features - k), np.float32))
     ]
     assert average_bytes(SHAPES, (5, 8), (2, 1)) == sum(array.nbytes for array in published)
+    assert range_bytes(Packing.EXACT, (5, 8)) == 0
+    assert range_bytes(Packing.DENSE, (5, 8)) == np.zeros(13, np.float32).nbytes
 
 
 def test_figures_of_the_published_workload() -> None:
-    """104 modules of 3200 x 3200, rank 4: 10.65 MB of LoRA values; four agents at full budget send 86 MB each."""
+    """104 modules of 3200 x 3200, rank 4: 10.65 MB of LoRA values; four agents at full budget send 85 or 43 MB each."""
     shapes = ModelShapes(tuple(ModuleShape(f"layer.{index}", 3200, 3200) for index in range(104)), ())
     full = (3200,) * 104
     assert factors_bytes(shapes, 4, (0,) * 104) == 10_649_600
@@ -148,6 +159,10 @@ def test_figures_of_the_published_workload() -> None:
     )
     assert plan.max_cipher_bytes == 85_196_800
     assert plan.cipher_blocks([4] * 4, full) == 1300
+    dense = dataclasses.replace(plan, packing=Packing.DENSE)
+    assert dense.cipher_blocks([4] * 4, full) == 650
+    assert cipher_bytes(dense.layout([4] * 4), full) == dense.max_cipher_bytes == 42_598_400
+    assert dense.max_cipher_bytes <= 45e6
 
 
 def test_byte_formulas_refuse_other_modules() -> None:
