@@ -26,6 +26,8 @@ from services.aggregator.domain import (
 from services.common.codec import (
     negotiation_from_proto,
     negotiation_to_proto,
+    packing_from_proto,
+    packing_to_proto,
     parameters_from_proto,
     parameters_to_proto,
     plan_to_proto,
@@ -54,7 +56,7 @@ def spec_from_proto(message: aggregator_pb2.FederationSpec) -> FederationSpec:
     """A specification; its bounds are checked by the service.
 
     Raises:
-        InvalidConfiguration, DigestMismatch, InvalidPlan: bad CKKS parameters or negotiation.
+        InvalidConfiguration, DigestMismatch, InvalidPlan: bad CKKS parameters, negotiation or packing.
     """
     return FederationSpec(
         federation=message.federation,
@@ -72,6 +74,7 @@ def spec_from_proto(message: aggregator_pb2.FederationSpec) -> FederationSpec:
         basis_cap=message.basis_cap,
         max_abandoned=message.max_abandoned,
         strategy=message.strategy,
+        packing=packing_from_proto(message.packing),
     )
 
 
@@ -253,6 +256,7 @@ def _spec_to_proto(spec: FederationSpec) -> aggregator_pb2.FederationSpec:
         parameters=parameters_to_proto(spec.parameters),
         max_abandoned=spec.max_abandoned,
         strategy=spec.strategy,
+        packing=packing_to_proto(spec.packing),
     )
 
 

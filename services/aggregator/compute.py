@@ -33,6 +33,7 @@ from services.common.threads import WorkerPool
 from shelora.errors import InternalFault, MalformedInput, StoredBytesCorrupt, UnknownBlob
 from shelora.he.parameters import CkksParameters
 from shelora.lora import BasisSketch, basis, basis_rows, plain_part, project
+from shelora.plan.packing import Packing, agree_ranges
 from shelora.plan.plan import Plan
 
 BATCH_VALUES: Final = 1 << 23
@@ -102,11 +103,16 @@ class LocalCompute:
                 await self._pool.run(self._write_basis, writer.file, plan, index, spec, members, factors)
             stored = await self._pool.run(writer.commit)
         source = await self._pool.run(TensorSource.of, self._blobs.path(stored.key), specs)
+        weights = [member.weight for member in members]
+        ranges = [
+            await self._pool.run(_agree_ranges, source, index, factors, weights)
+            for index in (range(len(specs)) if plan.packing is Packing.DENSE else ())
+        ]
         projections = {}
         for member, member_factors in zip(members, factors, strict=True):
             key = f"{prefix}/projection-{member.agent}.safetensors"
             projections[member.agent] = await self._pool.run(
-                self._project, key, plan, source, member_factors, member.rank
+                self._project, key, plan, source, member_factors, member.rank, ranges
             )
         return BasisResult(stored, projections)
 
@@ -144,13 +150,17 @@ class LocalCompute:
         basis_source = TensorSource.of(basis_path, _rows_specs(plan, rows))
         projections = [await self._projection(plan, member, rows) for member in members]
         specs = _average_specs(plan, rows, [member.columns for member in members])
+        ranges = _range_specs(plan, rows)
         with self._blobs.writer(key) as writer:
-            write_header(writer.file, specs)
+            write_header(writer.file, [*specs, *ranges])
             for index in range(len(rows)):
                 pair = specs[2 * index : 2 * index + 2]
                 await self._pool.run(
                     _write_average, writer.file, pair, index, basis_source, members, factors, projections
                 )
+            for index, spec in enumerate(ranges):
+                # All members were answered the same ranges.
+                write_tensor(writer.file, spec, projections[0].read(len(rows) + index))
             return await self._pool.run(writer.commit)
 
     async def rank_votes(self, plan: Plan, votes: Sequence[Blob], columns: Sequence[int], key: str) -> Blob:
@@ -190,7 +200,8 @@ class LocalCompute:
     async def _projection(self, plan: Plan, member: CohortMember, rows: Sequence[int]) -> TensorSource:
         if member.projection is None:
             raise UnknownBlob(f"projection of {member.agent}: expected stored bytes, got none")
-        return await self._source(member.projection, _projection_specs(plan, member.rank, rows))
+        specs = [*_projection_specs(plan, member.rank, rows), *_range_specs(plan, rows)]
+        return await self._source(member.projection, specs)
 
     def _write_basis(
         self,
@@ -215,14 +226,36 @@ class LocalCompute:
             ) from error
         write_tensor(file, spec, directions)
 
-    def _project(self, key: str, plan: Plan, basis_source: TensorSource, factors: TensorSource, rank: int) -> Blob:
-        """Write one member's projections. They use the basis as published, in float32, so that all sides agree."""
-        specs = _projection_specs(plan, rank, [spec.shape[1] for spec in basis_source.specs])
+    def _project(
+        self,
+        key: str,
+        plan: Plan,
+        basis_source: TensorSource,
+        factors: TensorSource,
+        rank: int,
+        ranges: Sequence[NDArray[np.float64]],
+    ) -> Blob:
+        """Write one member's projections, and the ranges that dense packing needs."""
+        rows = [spec.shape[1] for spec in basis_source.specs]
+        specs, range_specs = _projection_specs(plan, rank, rows), _range_specs(plan, rows)
         with self._blobs.writer(key) as writer:
-            write_header(writer.file, specs)
+            write_header(writer.file, [*specs, *range_specs])
             for index, spec in enumerate(specs):
-                write_tensor(writer.file, spec, project(basis_source.read(index), factors.read(2 * index)))
+                write_tensor(writer.file, spec, _projection(basis_source, factors, index))
+            for spec, values in zip(range_specs, ranges, strict=True):
+                write_tensor(writer.file, spec, values)
             return writer.commit()
+
+
+def _projection(basis_source: TensorSource, factors: TensorSource, index: int) -> NDArray[np.float32]:
+    """One member's projection of one module, as it travels: basis as published and result in float32."""
+    return project(basis_source.read(index), factors.read(2 * index)).astype(np.float32)
+
+
+def _agree_ranges(
+    basis_source: TensorSource, index: int, factors: Sequence[TensorSource], weights: Sequence[float]
+) -> NDArray[np.float64]:
+    return agree_ranges((_projection(basis_source, source, index) for source in factors), weights)
 
 
 def _sketched(rows: int, cap: int, lefts: Iterable[NDArray[Any]], weights: Sequence[float]) -> NDArray[np.float64]:
@@ -254,6 +287,15 @@ def _projection_specs(plan: Plan, rank: int, rows: Sequence[int]) -> list[Tensor
     return [
         TensorSpec(f"{index}.projection", FLOAT32, (count, rank), module.name)
         for index, (module, count) in enumerate(zip(plan.shapes.modules, rows, strict=True))
+    ]
+
+
+def _range_specs(plan: Plan, rows: Sequence[int]) -> list[TensorSpec]:
+    """Ranges of all modules with dense packing, else none; behind the other tensors of a file."""
+    return [
+        TensorSpec(f"{index}.range", FLOAT32, (count,), module.name)
+        for index, (module, count) in enumerate(zip(plan.shapes.modules, rows, strict=True))
+        if plan.packing is Packing.DENSE
     ]
 
 

@@ -8,6 +8,7 @@ from enum import Enum
 
 from services.common.blobs import Blob
 from shelora.he.parameters import CkksParameters
+from shelora.plan.packing import Packing
 from shelora.plan.plan import Negotiation, Plan
 from shelora.plan.shapes import ModelShapes
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
@@ -51,6 +52,7 @@ class FederationSpec:
     basis_cap: int = 0
     max_abandoned: int = 0
     strategy: str = "joint"
+    packing: Packing = Packing.EXACT
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from services.common.clock import Clock
 from services.common.identity import check_name
 from shelora.errors import FederationExists, InvalidPlan
 from shelora.he.parameters import CkksParameters
+from shelora.plan.packing import check_packing
 from shelora.rounds import EpochAdopted, Started, Stopped, strategy_named
 
 LONGEST_TIMEOUT_S: Final = 2_592_000
@@ -95,7 +96,7 @@ class Operations:
         Raises:
             UnknownFederation: there is none of that name.
             WrongEpoch: the epoch is older than the newest one known here.
-            InvalidPlan: other parameters than those the epoch is known by.
+            InvalidPlan: other parameters than those the epoch is known by, or too weak for the federation's packing.
         """
 
         async def body(change: Change) -> StoredFederation:
@@ -103,6 +104,7 @@ class Operations:
             change.emit(EpochAdopted(epoch))
             known = change.stored.parameters.get(epoch)
             if known is None:
+                check_packing(change.stored.spec.packing, parameters, change.stored.spec.target_agents)
                 change.set(parameters={**change.stored.parameters, epoch: parameters})
                 spec = replace(change.stored.spec, epoch=epoch, parameters=parameters)
                 await store.federations.insert_epoch(change.connection, spec)
@@ -134,6 +136,7 @@ def check_spec(spec: FederationSpec) -> None:
         )
     strategy_named(spec.strategy)
     spec.parameters.validate()
+    check_packing(spec.packing, spec.parameters, spec.target_agents)
 
 
 def _check_bounds(field: str, value: int) -> None:

@@ -9,6 +9,7 @@ from services.aggregator.domain import Signature
 from services.aggregator.store import StoredFederation
 from shelora.errors import CorruptState
 from shelora.plan.layout import SlotLayout
+from shelora.plan.packing import Packing
 from shelora.plan.plan import Plan
 from shelora.plan.shapes import ModelShapes
 from shelora.rounds import PlanOutline, Round
@@ -17,8 +18,14 @@ from shelora.rounds import PlanOutline, Round
 def plan_of(stored: StoredFederation, outline: PlanOutline) -> Plan:
     """The plan of one version."""
     parameters = stored.parameters[outline.epoch]
-    shapes = signature_of(stored).shapes
-    return _plan(stored.name, outline, shapes, parameters.digest(), values_per_block=parameters.values_per_block)
+    return _plan(
+        stored.name,
+        outline,
+        signature_of(stored).shapes,
+        parameters.digest(),
+        values_per_block=parameters.values_per_block,
+        packing=stored.spec.packing,
+    )
 
 
 def present_plan(stored: StoredFederation) -> Plan | None:
@@ -42,7 +49,13 @@ def signature_of(stored: StoredFederation) -> Signature:
 
 @lru_cache(maxsize=64)
 def _plan(
-    federation: str, outline: PlanOutline, shapes: ModelShapes, parameters_digest: bytes, *, values_per_block: int
+    federation: str,
+    outline: PlanOutline,
+    shapes: ModelShapes,
+    parameters_digest: bytes,
+    *,
+    values_per_block: int,
+    packing: Packing,
 ) -> Plan:
     return Plan(
         federation=federation,
@@ -54,6 +67,7 @@ def _plan(
         levels=outline.levels,
         parameters_digest=parameters_digest,
         values_per_block=values_per_block,
+        packing=packing,
     )
 
 

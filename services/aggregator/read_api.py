@@ -25,6 +25,7 @@ def federation_json(federation: FederationSummary) -> Json:
         "quorum": spec.quorum,
         "negotiation": spec.negotiation.value,
         "strategy": spec.strategy,
+        "packing": spec.packing.value,
         "epoch": spec.epoch if plan is None else plan.epoch,
         "parameters": {
             "ring_dimension": spec.parameters.ring_dimension,

@@ -238,7 +238,7 @@ class Agent:
             self.board.begin(Activity.PREPARING, "fetching keys")
         terms = await membership.terms()
         epoch = await keys.epoch(terms.epoch)
-        columns = await resolve_budget(self.config, self.state, trainer.signature.shapes, epoch, terms.basis_cap)
+        columns = await resolve_budget(self.config, self.state, trainer.signature.shapes, epoch, terms)
         if self._conductor is None:
             self._conductor = self._make_conductor(membership, trainer, keys, columns)
         await membership.register(

@@ -119,9 +119,9 @@ class Averages:
         first_plain = [min(member.columns[index] for member in counted) for index in range(len(layout.modules))]
         blocks = as_blocks(cipher.path.read_bytes(), keys.parameters)
         check_residues(blocks, keys.parameters)
-        slots = min(len(blocks) * keys.parameters.values_per_block, layout.total_slots)
+        count = min(len(blocks) * keys.parameters.values_per_block, layout.reals(layout.total_slots))
         started = self._kit.clock.monotonic_s()
-        values = keys.decryptor.decrypt(blocks, slots)
+        values = keys.decryptor.decrypt(blocks, count)
         seconds = self._kit.clock.monotonic_s() - started
         tensors = load_tensors(plain.path)
         return open_average(tensors, values, orders, layout, first_plain, plain.total_weight), seconds

@@ -7,6 +7,7 @@ import os
 import time
 
 from services.client_agent.config import AgentConfig
+from services.client_agent.domain import Terms
 from services.client_agent.keys import EpochKeys
 from services.client_agent.state import AgentState
 from shelora.he.secret import measure_encrypt_rate
@@ -18,9 +19,9 @@ _CAP_FACTOR = 4
 
 
 async def resolve_budget(
-    config: AgentConfig, state: AgentState, shapes: ModelShapes, epoch: EpochKeys, basis_cap: int
+    config: AgentConfig, state: AgentState, shapes: ModelShapes, epoch: EpochKeys, terms: Terms
 ) -> tuple[int, ...]:
-    """Encrypted columns k per module for the configured budget; `basis_cap` is the federation's, 0 for its default.
+    """Encrypted columns k per module for the configured budget and the federation's terms.
 
     `auto` measures this device's encryption rate, takes the upload rate of its last ciphertext, and assumes that the
     basis reaches its cap, so a smaller cohort only makes a round faster. The result is kept on disk: an agent that is
@@ -31,16 +32,16 @@ async def resolve_budget(
     kept = state.read_json(path)
     if {name: kept.get(name) for name in key} == key:
         return tuple(int(count) for count in kept["columns"])
-    columns = await _resolve(config, state, shapes, epoch, basis_cap)
+    columns = await _resolve(config, state, shapes, epoch, terms)
     state.write_json(path, key | {"columns": list(columns)})
     return columns
 
 
 async def _resolve(
-    config: AgentConfig, state: AgentState, shapes: ModelShapes, epoch: EpochKeys, basis_cap: int
+    config: AgentConfig, state: AgentState, shapes: ModelShapes, epoch: EpochKeys, terms: Terms
 ) -> tuple[int, ...]:
     budget = config.encryption.parsed_budget
-    cap = basis_cap or _CAP_FACTOR * config.lora.rank
+    cap = terms.basis_cap or _CAP_FACTOR * config.lora.rank
     rows = tuple(min(module.out_features, cap) for module in shapes.modules)
     rate = None
     if budget.kind is BudgetKind.AUTO:
@@ -48,7 +49,7 @@ async def _resolve(
         link = state.read_json(state.root / "link.json")
         rate = HeRate(values_per_s, float(link.get("upload_bytes_per_s", ASSUMED_UPLOAD_BYTES_PER_S)))
     dense_values = sum(tensor.size for tensor in shapes.dense)
-    return resolve_plan_columns(budget, shapes.modules, rate, rows, dense_values)
+    return resolve_plan_columns(budget, shapes.modules, rate, rows, dense_values, packing=terms.packing)
 
 
 def default_threads() -> int:

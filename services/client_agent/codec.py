@@ -16,7 +16,7 @@ from services.client_agent.domain import (
     Upload,
     View,
 )
-from services.common.codec import plan_from_proto, shapes_to_proto
+from services.common.codec import packing_from_proto, plan_from_proto, shapes_to_proto
 from services.common.versions import own_version
 from shelora.errors import VersionMismatch
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
@@ -31,9 +31,13 @@ _ACTIVITY_FROM_WIRE = {wire: activity for activity, wire in _ACTIVITIES.items()}
 
 
 def terms_from_proto(message: aggregator_pb2.Federation) -> Terms:
-    """What to know before registering; the plan's epoch is in force, the specification may be older."""
+    """What to know before registering; the plan's epoch is in force, the specification may be older.
+
+    Raises:
+        InvalidPlan: a packing this version does not know.
+    """
     epoch = message.plan.epoch if message.HasField("plan") else message.spec.epoch
-    return Terms(epoch=epoch, basis_cap=message.spec.basis_cap)
+    return Terms(epoch, message.spec.basis_cap, packing_from_proto(message.spec.packing))
 
 
 def view_from_proto(message: aggregator_pb2.AgentView) -> View:

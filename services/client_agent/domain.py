@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from shelora.plan import ModelShapes, Plan
+from shelora.plan import ModelShapes, Packing, Plan
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 
 
@@ -56,10 +56,12 @@ class Terms:
     Attributes:
         epoch: key epoch in force.
         basis_cap: cap on basis rows the federation was created with; 0 means 4 x the largest rank.
+        packing: how ciphertexts are packed.
     """
 
     epoch: int
     basis_cap: int
+    packing: Packing = Packing.EXACT
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,18 @@ from shelora.lora import (
     initial_adapter,
     reparameterize,
 )
-from shelora.plan import FederationSeed, ModuleShape, Plan, SlotLayout, fresh_rows, undo, wire_order
+from shelora.plan import (
+    FederationSeed,
+    ModuleShape,
+    Packing,
+    Plan,
+    SlotLayout,
+    dequantise,
+    fresh_rows,
+    quantise,
+    undo,
+    wire_order,
+)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -100,29 +111,35 @@ def cipher_values(
     weight: float,
     layout: SlotLayout,
 ) -> Float64:
-    """The values an agent encrypts, in slot order: weighted dense tensors, then weighted first columns of every module.
+    """The numbers an agent encrypts, in slot order: weighted dense tensors, then first columns of every module.
 
     Args:
         update: the agent's update.
         orders: wire order per module.
         columns: encrypted columns k per module.
-        projections: "<module index>.projection" float[s, r] as the aggregator answered.
+        projections: "<module index>.projection" float[s, r] as the aggregator answered; with dense packing also
+            "<module index>.range" float[s].
         weight: the agent's share w of the cohort's examples, 0 to 1.
         layout: slot layout of the cohort.
 
     Returns:
-        float64[used slots].
+        float64[real numbers of the used slots].
 
     Raises:
         ShapeMismatch, MalformedPayload: the answer does not fit the layout.
+        ValueOutOfRange: with dense packing, a value that its range does not hold.
     """
     parts = []
     for index, (factors, order, hidden) in enumerate(zip(update.factors, orders, columns, strict=True)):
         projection = _tensor(
             projections, f"{index}.projection", (layout.basis_rows[index], factors.right.shape[0])
         ).astype(np.float64)
-        parts.append(cipher_part(projection, factors.right[:, order[:hidden]], weight))
-    return layout.pack([weight * tensor for tensor in update.dense], parts)
+        part = cipher_part(projection, factors.right[:, order[:hidden]], weight)
+        if layout.packing is Packing.DENSE:
+            ranges = _tensor(projections, f"{index}.range", (layout.basis_rows[index],))
+            part = quantise(layout.modules[index].name, part, projection, weight, ranges)
+        parts.append(part)
+    return layout.to_reals(layout.pack([weight * tensor for tensor in update.dense], parts))
 
 
 def open_average(
@@ -136,8 +153,9 @@ def open_average(
     """Join the plain and the decrypted part of a published average and bring the columns back into true order.
 
     Args:
-        tensors: "<module index>.basis" float[m, s] and "<module index>.plain" float[s, n - first_plain].
-        decrypted: float64[slots], the opened sum.
+        tensors: "<module index>.basis" float[m, s] and "<module index>.plain" float[s, n - first_plain]; with dense
+            packing also "<module index>.range" float[s].
+        decrypted: float64[real numbers], the opened sum.
         orders: wire order per module of that round.
         layout: slot layout of that round's cohort.
         first_plain: per module the first wire position any counted member sent in the clear (its smallest k).
@@ -146,7 +164,7 @@ def open_average(
     Raises:
         ShapeMismatch, MalformedPayload, NonFiniteValue: the published payload does not fit the plan.
     """
-    dense, opened = layout.unpack(decrypted)
+    dense, opened = layout.unpack(layout.from_reals(decrypted))
     bases: list[Float64] = []
     cores: list[Float64] = []
     for index, (module, rows, order) in enumerate(zip(layout.modules, layout.basis_rows, orders, strict=True)):
@@ -154,8 +172,11 @@ def open_average(
         first = first_plain[index]
         plain = np.zeros((rows, module.in_features))
         plain[:, first:] = _tensor(tensors, f"{index}.plain", (rows, module.in_features - first))
+        part = opened[index]
+        if layout.packing is Packing.DENSE:
+            part = dequantise(module.name, part, _tensor(tensors, f"{index}.range", (rows,)))
         bases.append(basis)
-        cores.append(undo(order, average(plain, opened[index], total_weight)))
+        cores.append(undo(order, average(plain, part, total_weight)))
     return AveragedUpdate(tuple(bases), tuple(cores), tuple(dense_average(part, total_weight) for part in dense))
 
 

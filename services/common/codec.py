@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from shelora.errors import DigestMismatch, InvalidPlan
 from shelora.he.parameters import CkksParameters
-from shelora.plan import DenseShape, ModelShapes, ModuleShape, Negotiation, Plan
+from shelora.plan import DenseShape, ModelShapes, ModuleShape, Negotiation, Packing, Plan
 from shelora.v1 import aggregator_pb2, types_pb2
 
 _NEGOTIATION_TO_WIRE = {
@@ -16,6 +16,7 @@ _NEGOTIATION_TO_WIRE = {
     Negotiation.ENCRYPTED: aggregator_pb2.NEGOTIATION_ENCRYPTED,
     Negotiation.OPE: aggregator_pb2.NEGOTIATION_OPE,
 }
+_PACKING_TO_WIRE = {Packing.EXACT: aggregator_pb2.PACKING_EXACT, Packing.DENSE: aggregator_pb2.PACKING_DENSE}
 
 
 def parameters_to_proto(parameters: CkksParameters) -> types_pb2.HeParameters:
@@ -92,6 +93,25 @@ def negotiation_from_proto(value: int) -> Negotiation:
     raise InvalidPlan(f"negotiation: expected 1 to {len(_NEGOTIATION_TO_WIRE)}, got {value}")
 
 
+def packing_to_proto(packing: Packing) -> aggregator_pb2.Packing.ValueType:
+    """How values become the real numbers of a ciphertext."""
+    return _PACKING_TO_WIRE[packing]
+
+
+def packing_from_proto(value: int) -> Packing:
+    """How values become the real numbers of a ciphertext; unspecified means the default, EXACT.
+
+    Raises:
+        InvalidPlan: a value this version does not know.
+    """
+    if value == aggregator_pb2.PACKING_UNSPECIFIED:
+        return Packing.EXACT
+    for domain, wire in _PACKING_TO_WIRE.items():
+        if wire == value:
+            return domain
+    raise InvalidPlan(f"packing: expected 1 to {len(_PACKING_TO_WIRE)}, got {value}")
+
+
 def plan_to_proto(plan: Plan, negotiated_by: int = 0) -> aggregator_pb2.Plan:
     """A plan with its digest; `negotiated_by` counts the agents behind the priorities."""
     return aggregator_pb2.Plan(
@@ -106,6 +126,7 @@ def plan_to_proto(plan: Plan, negotiated_by: int = 0) -> aggregator_pb2.Plan:
         values_per_block=plan.values_per_block,
         digest=plan.digest(),
         negotiated_by=negotiated_by,
+        packing=packing_to_proto(plan.packing),
     )
 
 
@@ -126,6 +147,7 @@ def plan_from_proto(message: aggregator_pb2.Plan) -> Plan:
         levels=tuple(tuple(level.columns) for level in message.levels),
         parameters_digest=message.parameters_digest,
         values_per_block=message.values_per_block,
+        packing=packing_from_proto(message.packing),
     )
     _check_digest("plan", plan.digest(), message.digest)
     return plan

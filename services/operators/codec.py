@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from services.common.codec import (
     negotiation_from_proto,
     negotiation_to_proto,
+    packing_from_proto,
+    packing_to_proto,
     parameters_from_proto,
     parameters_to_proto,
     plan_from_proto,
@@ -47,6 +49,7 @@ def spec_to_proto(spec: FederationSpec) -> aggregator_pb2.FederationSpec:
         parameters=parameters_to_proto(spec.parameters),
         max_abandoned=spec.max_abandoned,
         strategy=spec.strategy,
+        packing=packing_to_proto(spec.packing),
     )
     if spec.negotiation is not None:
         message.negotiation = negotiation_to_proto(spec.negotiation)
@@ -71,6 +74,7 @@ def spec_from_proto(message: aggregator_pb2.FederationSpec) -> FederationSpec:
         basis_cap=message.basis_cap,
         max_abandoned=message.max_abandoned,
         strategy=message.strategy,
+        packing=packing_from_proto(message.packing),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shelora.he.parameters import CkksParameters
-from shelora.plan import ModelShapes, Negotiation, Plan
+from shelora.plan import ModelShapes, Negotiation, Packing, Plan
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 
 
@@ -33,6 +33,7 @@ class FederationSpec:
     basis_cap: int = 0
     max_abandoned: int = 0
     strategy: str = "joint"
+    packing: Packing = Packing.EXACT
 
 
 @dataclass(frozen=True)

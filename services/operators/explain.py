@@ -18,11 +18,13 @@ from shelora.plan import (
     HeRate,
     ModelShapes,
     ModuleShape,
+    Packing,
     SlotLayout,
     average_bytes,
     cipher_bytes,
     factors_bytes,
     parse_budget,
+    range_bytes,
     resolve_plan_columns,
 )
 
@@ -101,6 +103,7 @@ class Explanation:
 
     Attributes:
         modules, dense_values: what is trained.
+        packing: how ciphertexts are packed.
         cap: largest number of basis rows.
         basis_rows: s per module for this cohort.
         exact: whether the basis holds every update (sum of ranks within the cap).
@@ -109,6 +112,7 @@ class Explanation:
 
     modules: int
     dense_values: int
+    packing: Packing
     cap: int
     basis_rows: tuple[int, ...]
     exact: bool
@@ -122,6 +126,7 @@ def explain(
     cap: int = 0,
     values_per_block: int = VALUES_PER_BLOCK,
     rate: HeRate | None = None,
+    packing: Packing = Packing.EXACT,
 ) -> Explanation:
     """Costs of a round in which all participants are counted.
 
@@ -131,6 +136,7 @@ def explain(
         cap: largest number of basis rows per module; 0 means 4 x the largest rank.
         values_per_block: real values in a ciphertext block.
         rate: encrypt and upload rate for the predicted seconds.
+        packing: how ciphertexts are packed.
 
     Raises:
         InvalidConfiguration: no participants.
@@ -143,11 +149,12 @@ def explain(
     ranks = [participant.rank for participant in participants]
     limit = cap or CAP_FACTOR * max(ranks)
     rows = tuple(basis_rows(module.out_features, ranks, limit) for module in shapes.modules)
-    layout = SlotLayout(shapes.dense, shapes.modules, rows, values_per_block)
+    layout = SlotLayout(shapes.dense, shapes.modules, rows, values_per_block, packing)
     widths = [module.in_features for module in shapes.modules]
     smallest = [min(participant.columns[index] for participant in participants) for index in range(len(rows))]
     largest = [max(participant.columns[index] for participant in participants) for index in range(len(rows))]
-    average = average_bytes(shapes, rows, smallest)
+    ranges = range_bytes(packing, rows)
+    average = average_bytes(shapes, rows, smallest) + ranges
     used_rate = rate or HeRate(ENCRYPT_VALUES_PER_S, UPLOAD_BYTES_PER_S)
     costs = []
     for participant in participants:
@@ -164,7 +171,7 @@ def explain(
                 blocks=blocks,
                 factors_bytes=factors,
                 cipher_up_bytes=cipher,
-                projection_bytes=FLOAT_BYTES * participant.rank * sum(rows),
+                projection_bytes=FLOAT_BYTES * participant.rank * sum(rows) + ranges,
                 average_bytes=average,
                 cipher_down_bytes=cipher_bytes(layout, largest),
                 encrypt_s=blocks * values_per_block / used_rate.encrypt_values_per_s,
@@ -175,6 +182,7 @@ def explain(
     return Explanation(
         modules=len(shapes.modules),
         dense_values=layout.dense_slots,
+        packing=packing,
         cap=limit,
         basis_rows=rows,
         exact=exact,
@@ -183,7 +191,13 @@ def explain(
 
 
 def hypothetical(
-    shapes: ModelShapes, ranks: Sequence[int], budgets: Sequence[str], *, cap: int = 0, rate: HeRate | None = None
+    shapes: ModelShapes,
+    ranks: Sequence[int],
+    budgets: Sequence[str],
+    *,
+    cap: int = 0,
+    rate: HeRate | None = None,
+    packing: Packing = Packing.EXACT,
 ) -> list[Participant]:
     """Agents that do not exist yet; budgets are repeated over the ranks.
 
@@ -207,6 +221,7 @@ def hypothetical(
             used_rate if budget.kind is BudgetKind.AUTO else None,
             rows,
             dense_values,
+            packing=packing,
         )
         found.append(Participant(f"agent-{index + 1}", rank, str(budget), columns))
     return found

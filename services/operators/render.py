@@ -18,6 +18,7 @@ from services.common.keymanager_client import FetchedEpoch
 from services.operators.domain import Event, Federation, Member, RegisteredAgent, Round
 from services.operators.explain import Explanation
 from services.operators.sheet import Sheet
+from shelora.plan import Packing
 from shelora.rounds.phases import FederationState, RoundPhase
 
 _MEGABYTE: Final = 1e6
@@ -86,6 +87,7 @@ def federation_table(federation: Federation) -> Table:
             table,
             "plan",
             f"version {plan.version}, epoch {plan.epoch}, negotiation {plan.negotiation.value}, basis cap {plan.cap}, "
+            f"{plan.packing.value} packing, "
             f"{len(plan.shapes.modules)} modules, {dense:,} dense values",
         )
     return table
@@ -210,11 +212,13 @@ def explanation_table(found: Explanation) -> Sheet:
     rows = sorted(set(found.basis_rows))
     span = f"{rows[0]}" if len(rows) == 1 else (f"{rows[0]} to {rows[-1]}" if rows else "0")
     exact = "the average is exact" if found.exact else "the average is the best fit of that rank"
+    if found.packing is Packing.DENSE:
+        exact += ", rounded to about 1e-4 of its norm"
     table = Sheet(
         "agent", "rank>", "budget", "k>", "share>", "blocks>", "factors up MB>", "cipher up MB>", "up MB>",
         "projection MB>", "average MB>", "cipher down MB>", "down MB>", "encrypt s>", "upload s>",
         title=f"{found.modules} modules, {found.dense_values:,} dense values, basis rows {span} "
-        f"(cap {found.cap}): {exact}",
+        f"(cap {found.cap}), {found.packing.value} packing: {exact}",
     )  # fmt: skip
     for cost in found.agents:
         table.add(

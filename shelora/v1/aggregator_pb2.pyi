@@ -48,6 +48,30 @@ NEGOTIATION_OPE: Negotiation.ValueType  # 3
 """Agents name their top columns by token with order-preserving scores."""
 Global___Negotiation: _TypeAlias = Negotiation  # noqa: Y015
 
+class _Packing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PackingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Packing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PACKING_UNSPECIFIED: _Packing.ValueType  # 0
+    """Server default: exact."""
+    PACKING_EXACT: _Packing.ValueType  # 1
+    """One value per real number."""
+    PACKING_DENSE: _Packing.ValueType  # 2
+    """Two fixed-point values per real number: half the ciphertext bytes, at most 4,096 target agents."""
+
+class Packing(_Packing, metaclass=_PackingEnumTypeWrapper):
+    """How values become the real numbers of a ciphertext."""
+
+PACKING_UNSPECIFIED: Packing.ValueType  # 0
+"""Server default: exact."""
+PACKING_EXACT: Packing.ValueType  # 1
+"""One value per real number."""
+PACKING_DENSE: Packing.ValueType  # 2
+"""Two fixed-point values per real number: half the ciphertext bytes, at most 4,096 target agents."""
+Global___Packing: _TypeAlias = Packing  # noqa: Y015
+
 class _FederationState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -183,11 +207,15 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     PAYLOAD_KIND_FACTORS: _PayloadKind.ValueType  # 3
     """Up: safetensors "<module index>.left" float32[m, r] and "<module index>.right" float32[r, n - k] in wire order."""
     PAYLOAD_KIND_PROJECTION: _PayloadKind.ValueType  # 4
-    """Down: safetensors "<module index>.projection" float32[s, r] for the calling agent."""
+    """Down: safetensors "<module index>.projection" float32[s, r] for the calling agent; with dense packing also
+    "<module index>.range" float32[s], powers of two.
+    """
     PAYLOAD_KIND_CIPHER: _PayloadKind.ValueType  # 5
     """Up: raw ciphertext blocks. Down: their sum over the members that count."""
     PAYLOAD_KIND_AVERAGE: _PayloadKind.ValueType  # 6
-    """Down: safetensors "<module index>.basis" float32[m, s] and "<module index>.plain" float32[s, n - min k] in wire order."""
+    """Down: safetensors "<module index>.basis" float32[m, s] and "<module index>.plain" float32[s, n - min k] in wire order; with
+    dense packing also "<module index>.range" float32[s], powers of two.
+    """
 
 class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper):
     """Kind of payload."""
@@ -201,11 +229,15 @@ PAYLOAD_KIND_VOTES: PayloadKind.ValueType  # 2
 PAYLOAD_KIND_FACTORS: PayloadKind.ValueType  # 3
 """Up: safetensors "<module index>.left" float32[m, r] and "<module index>.right" float32[r, n - k] in wire order."""
 PAYLOAD_KIND_PROJECTION: PayloadKind.ValueType  # 4
-"""Down: safetensors "<module index>.projection" float32[s, r] for the calling agent."""
+"""Down: safetensors "<module index>.projection" float32[s, r] for the calling agent; with dense packing also
+"<module index>.range" float32[s], powers of two.
+"""
 PAYLOAD_KIND_CIPHER: PayloadKind.ValueType  # 5
 """Up: raw ciphertext blocks. Down: their sum over the members that count."""
 PAYLOAD_KIND_AVERAGE: PayloadKind.ValueType  # 6
-"""Down: safetensors "<module index>.basis" float32[m, s] and "<module index>.plain" float32[s, n - min k] in wire order."""
+"""Down: safetensors "<module index>.basis" float32[m, s] and "<module index>.plain" float32[s, n - min k] in wire order; with
+dense packing also "<module index>.range" float32[s], powers of two.
+"""
 Global___PayloadKind: _TypeAlias = PayloadKind  # noqa: Y015
 
 @_typing.final
@@ -229,6 +261,7 @@ class FederationSpec(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     MAX_ABANDONED_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     """Identifier; equals the federation in all certificates."""
     rounds: _builtins.int
@@ -257,6 +290,8 @@ class FederationSpec(_message.Message):
     """Abandoned rounds in a row after which the federation stops, 1 to 100; 0 means 3."""
     strategy: _builtins.str
     """Strategy name, "joint"."""
+    packing: Global___Packing.ValueType
+    """How values become the real numbers of a ciphertext."""
     @_builtins.property
     def parameters(self) -> _types_pb2.HeParameters:
         """Parameters of that epoch, copied from the key manager by the operator's tool."""
@@ -279,10 +314,11 @@ class FederationSpec(_message.Message):
         parameters: _types_pb2.HeParameters | None = ...,
         max_abandoned: _builtins.int = ...,
         strategy: _builtins.str = ...,
+        packing: Global___Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_cap", b"basis_cap", "cipher_timeout_s", b"cipher_timeout_s", "epoch", b"epoch", "federation", b"federation", "gather_timeout_s", b"gather_timeout_s", "max_abandoned", b"max_abandoned", "negotiate_timeout_s", b"negotiate_timeout_s", "negotiation", b"negotiation", "parameters", b"parameters", "quorum", b"quorum", "renegotiate_every", b"renegotiate_every", "rounds", b"rounds", "strategy", b"strategy", "target_agents", b"target_agents", "train_timeout_s", b"train_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_cap", b"basis_cap", "cipher_timeout_s", b"cipher_timeout_s", "epoch", b"epoch", "federation", b"federation", "gather_timeout_s", b"gather_timeout_s", "max_abandoned", b"max_abandoned", "negotiate_timeout_s", b"negotiate_timeout_s", "negotiation", b"negotiation", "packing", b"packing", "parameters", b"parameters", "quorum", b"quorum", "renegotiate_every", b"renegotiate_every", "rounds", b"rounds", "strategy", b"strategy", "target_agents", b"target_agents", "train_timeout_s", b"train_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,6 +341,7 @@ class Plan(_message.Message):
     VALUES_PER_BLOCK_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     NEGOTIATED_BY_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     """Federation."""
     version: _builtins.int
@@ -323,6 +360,8 @@ class Plan(_message.Message):
     """Digest over the fields above as both sides compute it, 32 bytes."""
     negotiated_by: _builtins.int
     """Number of agents whose sensitivities or votes were used."""
+    packing: Global___Packing.ValueType
+    """How values become the real numbers of a ciphertext; part of the digest."""
     @_builtins.property
     def shapes(self) -> _types_pb2.ModelShapes:
         """What is trained."""
@@ -345,10 +384,11 @@ class Plan(_message.Message):
         values_per_block: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         negotiated_by: _builtins.int = ...,
+        packing: Global___Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shapes", b"shapes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_cap", b"basis_cap", "digest", b"digest", "epoch", b"epoch", "federation", b"federation", "levels", b"levels", "negotiated_by", b"negotiated_by", "negotiation", b"negotiation", "parameters_digest", b"parameters_digest", "shapes", b"shapes", "values_per_block", b"values_per_block", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_cap", b"basis_cap", "digest", b"digest", "epoch", b"epoch", "federation", b"federation", "levels", b"levels", "negotiated_by", b"negotiated_by", "negotiation", b"negotiation", "packing", b"packing", "parameters_digest", b"parameters_digest", "shapes", b"shapes", "values_per_block", b"values_per_block", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,10 +106,13 @@ def test_life_of_a_federation(control: Control, tmp_path: Path) -> None:
     assert control.json("federation", "list") == []
     assert control.refused("federation", "status") == (1, "unknown_federation")
 
-    create = ("federation", "create", "--rounds", "2", "--agents", "2")
+    large = ("federation", "create", "--rounds", "2", "--agents", "4097", "--packing", "dense")
+    assert control.refused(*large) == (1, "invalid_plan")
+    create = ("federation", "create", "--rounds", "2", "--agents", "2", "--packing", "dense")
     made = control.json(*create)
     assert made["state"] == "created"
     assert made["spec"]["parameters"]["ring_dimension"] == 4096
+    assert made["spec"]["packing"] == "dense"
     assert control.json(*create)["created_at_ms"] == made["created_at_ms"]
     assert control.refused("federation", "create", "--rounds", "3", "--agents", "2") == (1, "federation_exists")
     assert [federation["spec"]["rounds"] for federation in control.json("federation", "list")] == [2]

@@ -27,7 +27,7 @@ from shelora.errors import (
     WrongEpoch,
     WrongPhase,
 )
-from shelora.plan import Negotiation
+from shelora.plan import Negotiation, Packing
 from shelora.rounds import AgentTask, FederationState
 from simulation.devices import FEDERATION, PARAMETERS
 from simulation.world import make_spec
@@ -69,6 +69,7 @@ async def test_specification_survives_start_and_more_rounds(training):
         {"max_abandoned": 101},
         {"renegotiate_every": -1},
         {"strategy": "alternating"},
+        {"packing": Packing.DENSE, "target_agents": 4_097},
     ],
 )
 async def test_specification_out_of_bounds_is_refused(world, changes):

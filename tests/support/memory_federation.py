@@ -21,7 +21,7 @@ from shelora.errors import ConflictingResend, PeerUnreachable, UnknownAgent, Unk
 from shelora.he.residues import as_blocks, check_residues, sum_residues
 from shelora.he.secret import CkksContext, KeyPair
 from shelora.lora import basis, plain_part, project
-from shelora.plan import ColumnVote, Negotiation, Plan, rank_tokens
+from shelora.plan import ColumnVote, Negotiation, Packing, Plan, agree_ranges, rank_tokens
 
 FEDERATION = "ward"
 Fault = tuple[str, PayloadKind | str]
@@ -89,8 +89,10 @@ class MemoryFederation:
         quorum: int = 2,
         negotiation: Negotiation = Negotiation.ENCRYPTED,
         renegotiate_every: int = 0,
+        packing: Packing = Packing.EXACT,
     ) -> None:
         self.keymanager = keymanager
+        self.packing = packing
         rules = rounds.Rules(
             agents, quorum, 60_000, 60_000, 60_000, 60_000, negotiation=negotiation, renegotiate_every=renegotiate_every
         )
@@ -183,6 +185,7 @@ class MemoryFederation:
                 levels=outline.levels,
                 parameters_digest=parameters.digest(),
                 values_per_block=parameters.values_per_block,
+                packing=self.packing,
             )
 
     def round_of(self, number: int) -> rounds.Round:
@@ -239,10 +242,21 @@ class MemoryFederation:
         for index in range(len(plan.shapes.modules)):
             lefts = [sent[m.agent][f"{index}.left"] for m in live.cohort]
             bases[index] = basis(lefts, [weights[m.agent] for m in live.cohort], plan.cap).astype(np.float32)
-        self.results[PayloadKind.AVERAGE, number, "basis"] = _saved({f"{i}.basis": found for i, found in bases.items()})
-        for agent, tensors in sent.items():
-            projections = {f"{i}.projection": project(found, tensors[f"{i}.left"]) for i, found in bases.items()}
-            self.results[PayloadKind.PROJECTION, number, agent] = _saved(projections)
+        answers = {
+            agent: {
+                f"{i}.projection": project(found, tensors[f"{i}.left"]).astype(np.float32) for i, found in bases.items()
+            }
+            for agent, tensors in sent.items()
+        }
+        ranges = {}
+        if plan.packing is Packing.DENSE:
+            for i in bases:
+                shares = [weights[agent] for agent in answers]
+                ranges[f"{i}.range"] = agree_ranges([own[f"{i}.projection"] for own in answers.values()], shares)
+        published = {f"{i}.basis": found for i, found in bases.items()} | ranges
+        self.results[PayloadKind.AVERAGE, number, "basis"] = _saved(published)
+        for agent, own in answers.items():
+            self.results[PayloadKind.PROJECTION, number, agent] = _saved(own | ranges)
 
     def _average(self, number: int) -> None:
         plan, live = self.plan_of(number), self.round_of(number)
@@ -282,7 +296,8 @@ class MemoryMembership:
     async def terms(self) -> Terms:
         self._raise(self._federation.before, "terms")
         plan = self._federation.state.plan
-        return Terms(epoch=plan.epoch if plan else self._federation.state.epoch, basis_cap=0)
+        epoch = plan.epoch if plan else self._federation.state.epoch
+        return Terms(epoch, basis_cap=0, packing=self._federation.packing)
 
     async def register(self, registration: Registration) -> View:
         federation = self._federation

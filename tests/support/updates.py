@@ -15,7 +15,7 @@ import safetensors.numpy
 from services.client_agent.round import LocalUpdate, cipher_values, factor_tensors, wire_orders
 from shelora.he.parameters import CkksParameters
 from shelora.lora import canonical
-from shelora.plan import DenseShape, FederationSeed, ModelShapes, ModuleShape, Negotiation, Plan
+from shelora.plan import DenseShape, FederationSeed, ModelShapes, ModuleShape, Negotiation, Packing, Plan
 
 PARAMETERS = CkksParameters(ring_dimension=2048, modulus=2**53 + 1, modulus_bits=54, scale_bits=40)
 SHAPES = ModelShapes(
@@ -33,6 +33,7 @@ def make_plan(
     shapes: ModelShapes = SHAPES,
     federation: str = "ward",
     version: int = 1,
+    packing: Packing = Packing.EXACT,
 ) -> Plan:
     """A plan whose levels are the given agents' encrypted columns."""
     levels = tuple(tuple(sorted({agent[index] for agent in columns})) for index in range(len(shapes.modules)))
@@ -46,6 +47,7 @@ def make_plan(
         levels=levels,
         parameters_digest=PARAMETERS.digest(),
         values_per_block=PARAMETERS.values_per_block,
+        packing=packing,
     )
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping
 
 from services.aggregator.domain import FederationSpec, Registration, Signature, SoftwareVersion
 from shelora.he.parameters import CkksParameters
+from shelora.plan.packing import Packing
 from shelora.plan.plan import Negotiation
 from shelora.plan.shapes import DenseShape, ModelShapes, ModuleShape
 from shelora.rounds import Federation, FederationState, Member, PlanOutline, Round, RoundPhase, Rules, strategy_named
@@ -89,6 +90,7 @@ def spec_row(spec: FederationSpec) -> dict[str, Any]:
         "basis_cap": spec.basis_cap,
         "max_abandoned": spec.max_abandoned,
         "strategy": spec.strategy,
+        "packing": spec.packing.value,
     }
 
 
@@ -109,6 +111,7 @@ def read_spec(row: Row, parameters: Mapping[int, CkksParameters]) -> FederationS
         basis_cap=row["basis_cap"],
         max_abandoned=row["max_abandoned"],
         strategy=row["strategy"],
+        packing=Packing(row["packing"]),
     )
 
 

@@ -40,6 +40,7 @@ federations = sa.Table(
     sa.Column("basis_cap", sa.Integer, nullable=False),
     sa.Column("max_abandoned", sa.Integer, nullable=False),
     sa.Column("strategy", sa.String(32), nullable=False),
+    sa.Column("packing", sa.String(16), nullable=False, server_default="exact"),
     # The state.
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),

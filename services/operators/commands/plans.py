@@ -31,7 +31,7 @@ from services.operators.explain import (
 from services.operators.render import explanation_table
 from services.operators.session import Session
 from shelora.errors import InvalidPlan, SheLoraError
-from shelora.plan import HeRate, ModelShapes
+from shelora.plan import HeRate, ModelShapes, Packing
 
 app = make_group("plan", "What a plan costs.")
 
@@ -57,6 +57,9 @@ def explain_plan(
     basis_cap: Annotated[
         int | None, typer.Option(min=0, max=4096, help="Most basis rows; 0: 4 x largest rank.")
     ] = None,
+    packing: Annotated[
+        Packing | None, typer.Option(help="How ciphertexts are packed; without it as the federation does, else exact.")
+    ] = None,
     encrypt_rate: Annotated[
         float, typer.Option(min=1, help="Values an agent encrypts per second, for budget auto and the seconds.")
     ] = ENCRYPT_VALUES_PER_S,
@@ -74,24 +77,25 @@ def explain_plan(
     rate = HeRate(encrypt_rate, upload_rate)
     if ranks is None:
         federation, agents = perform(context, profile, json, _plan_in_force)
-        found = guarded(lambda: _explain_registered(federation, agents, basis_cap, rate), json)
+        found = guarded(lambda: _explain_registered(federation, agents, basis_cap, rate, packing), json)
     else:
         try:
             wanted = parse_ranks(ranks), parse_budgets(budgets or "full")
             shapes = parse_shapes(model_shapes) if model_shapes is not None else None
         except SheLoraError as error:
             raise typer.BadParameter(str(error)) from error
-        cap, block = basis_cap or 0, VALUES_PER_BLOCK
+        cap, block, packed = basis_cap or 0, VALUES_PER_BLOCK, packing or Packing.EXACT
         if shapes is None:
             federation, _ = perform(context, profile, json, _plan_in_force)
             shapes = guarded(lambda: _shapes(federation), json)
             cap = federation.spec.basis_cap if basis_cap is None else basis_cap
             block = federation.spec.parameters.values_per_block
+            packed = packing or federation.spec.packing
         chosen = shapes
 
         def imagine() -> Explanation:
-            participants = hypothetical(chosen, *wanted, cap=cap, rate=rate)
-            return explain(chosen, participants, cap=cap, values_per_block=block, rate=rate)
+            participants = hypothetical(chosen, *wanted, cap=cap, rate=rate, packing=packed)
+            return explain(chosen, participants, cap=cap, values_per_block=block, rate=rate, packing=packed)
 
         found = guarded(imagine, wants_json(context, json))
     show(found, explanation_table(found), wants_json(context, json))
@@ -103,7 +107,11 @@ async def _plan_in_force(session: Session) -> tuple[Federation, list[RegisteredA
 
 
 def _explain_registered(
-    federation: Federation, agents: list[RegisteredAgent], basis_cap: int | None, rate: HeRate
+    federation: Federation,
+    agents: list[RegisteredAgent],
+    basis_cap: int | None,
+    rate: HeRate,
+    packing: Packing | None,
 ) -> Explanation:
     shapes = _shapes(federation)
     cap = (
@@ -111,7 +119,8 @@ def _explain_registered(
     )
     participants = [Participant(agent.name, agent.rank, agent.budget, agent.columns) for agent in agents]
     block = federation.plan.values_per_block if federation.plan else federation.spec.parameters.values_per_block
-    return explain(shapes, participants, cap=cap, values_per_block=block, rate=rate)
+    packed = packing or federation.spec.packing
+    return explain(shapes, participants, cap=cap, values_per_block=block, rate=rate, packing=packed)
 
 
 def _shapes(federation: Federation) -> ModelShapes:

@@ -14,6 +14,7 @@ from services.common.channel import send_stream
 from services.common.codec import plan_from_proto, shapes_to_proto
 from services.common.identity import Role
 from services.common.transfer import chunks, payload_header
+from services.common.versions import PROTOCOL
 from shelora import errors
 from shelora.plan import ModelShapes, ModuleShape
 from shelora.v1 import aggregator_pb2 as wire
@@ -297,7 +298,11 @@ async def test_agents_that_do_not_belong_together(aggregator, operator, agents):
     )
     short = types_pb2.ModelSignature(shapes=shapes_to_proto(other), base_model_digest=b"short")
     cases: list[tuple[dict[str, Any], type[errors.SheLoraError], str]] = [
-        ({"version": types_pb2.SoftwareVersion(package="9.9.9", protocol=2)}, errors.VersionMismatch, "package 9.9.9"),
+        (
+            {"version": types_pb2.SoftwareVersion(package="9.9.9", protocol=PROTOCOL + 1)},
+            errors.VersionMismatch,
+            "package 9.9.9",
+        ),
         ({"epoch": 2}, errors.WrongEpoch, "expected key epoch 1, got 2"),
         ({"parameters_digest": b"x" * 32}, errors.DigestMismatch, "CKKS parameters of epoch 1"),
         ({"parameters_digest": b"x"}, errors.MalformedPayload, "parameters_digest: expected 32 bytes, got 1"),
@@ -331,6 +336,7 @@ async def test_bad_specifications(operator):
         ({"quorum": 4}, errors.InvalidPlan, "quorum of at most target_agents"),
         ({"rounds": 0}, errors.InvalidPlan, "rounds"),
         ({"negotiation": 9}, errors.InvalidPlan, "negotiation"),
+        ({"packing": 9}, errors.InvalidPlan, "packing: expected 1 to 2, got 9"),
         ({"strategy": "magic"}, errors.InvalidPlan, "magic"),
         ({"federation": "elsewhere"}, errors.RoleDenied, "elsewhere"),
         (

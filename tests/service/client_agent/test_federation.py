@@ -20,6 +20,7 @@ from shelora.errors import (
     AgentRevoked,
     FederationEnded,
     InvalidConfiguration,
+    InvalidPlan,
     ModelMismatch,
     RoleDenied,
     SheLoraError,
@@ -27,6 +28,7 @@ from shelora.errors import (
     UnknownFederation,
     UnknownRound,
 )
+from shelora.plan import Packing, cipher_bytes
 from shelora.rounds import FederationState, RoundPhase
 from support.deployment import Deployment, JumpingClock, until, until_seen
 from support.keymanager import FEDERATION
@@ -34,6 +36,8 @@ from support.linear_trainer import SHAPES, signature
 from support.revealed import verify_round
 
 BOUND = 1e-6
+DENSE_BOUND = 1e-5
+"""Of updates as small as two steps of training make them."""
 NAMES = ("agent-0", "agent-1", "agent-2")
 BUDGETS = ("full", "30%", "5 columns")
 
@@ -64,6 +68,31 @@ async def test_two_rounds_with_unequal_ranks_and_budgets(deployment):
     for running in deployment.agents.values():
         status = running.agent.board.status
         assert (status.activity, status.applied_round, status.last_error) == (Activity.ENDED, 2, "")
+
+
+async def test_a_round_with_dense_packing(deployment):
+    """Everything real: the option from operator to agents, ranges in the answers, blocks of the right number."""
+    await start_all(deployment)
+    await deployment.create(rounds=1, packing=Packing.DENSE)
+    await deployment.finish()
+    federation = await deployment.operator.get(FEDERATION)
+    assert (federation.state, federation.spec.packing) == (FederationState.FINISHED, Packing.DENSE)
+    assert federation.plan is not None
+    assert federation.plan.packing is Packing.DENSE
+    (found,) = await deployment.operator.rounds(FEDERATION)
+    layout = federation.plan.layout([member.rank for member in found.members])
+    for member in found.members:
+        assert member.cipher_bytes == cipher_bytes(layout, member.columns)
+    verdict = verify_round(deployment.reveals(), 1)
+    assert verdict.counted == verdict.openings == NAMES
+    assert verdict.difference <= DENSE_BOUND
+
+
+async def test_a_federation_too_large_for_dense_packing_is_refused(deployment):
+    with pytest.raises(InvalidPlan, match="at most 4096 target agents with dense packing, got 4097"):
+        await deployment.create(target_agents=4097, packing=Packing.DENSE)
+    with pytest.raises(UnknownFederation):
+        await deployment.operator.get(FEDERATION)
 
 
 async def test_saved_adapters_load_in_peft(deployment):

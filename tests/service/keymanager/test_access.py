@@ -25,7 +25,7 @@ from services.common.identity import Identity, Role
 from services.common.keymanager_client import KeyManagerClient, open_secrets
 from services.common.sealing import SealingKey
 from services.common.tls import IdentityFiles, channel_credentials
-from services.common.versions import own_version
+from services.common.versions import PROTOCOL, own_version
 from services.keymanager.ca import Authority
 from shelora.errors import AgentRevoked, PeerUnreachable, RoleDenied, SheLoraError, UnknownAgent, VersionMismatch
 from shelora.v1 import keymanager_pb2 as pb
@@ -256,5 +256,5 @@ async def test_health_and_readiness_tell_the_truth(running: Running) -> None:
     ready = json.loads(await anyio.to_thread.run_sync(read, "/readyz"))
     assert (ready["ready"], ready["federation"], ready["epoch"]) == (True, FEDERATION, 1)
     metrics = await anyio.to_thread.run_sync(read, "/metrics")
-    assert 'shelora_build_info{protocol="1",service="keymanager"' in metrics
+    assert f'shelora_build_info{{protocol="{PROTOCOL}",service="keymanager"' in metrics
     assert "shelora_rpc_seconds" in metrics

@@ -27,7 +27,7 @@ from services.client_agent.codec import view_from_proto
 from services.common.blobs import Blob
 from services.common.codec import plan_from_proto
 from shelora.errors import InvalidIdentifier, MalformedInput, MalformedPayload, SheLoraError
-from shelora.plan import Negotiation
+from shelora.plan import Negotiation, Packing
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 from shelora.v1 import aggregator_pb2 as wire
 from support.aggregator import registration
@@ -55,6 +55,7 @@ specs = st.builds(
     basis_cap=st.integers(0, 4096),
     max_abandoned=st.integers(0, 100),
     strategy=st.just("joint"),
+    packing=st.sampled_from(Packing),
 )
 
 

@@ -18,7 +18,7 @@ from services.common.threads import WorkerPool
 from shelora.errors import InternalFault, SizeMismatch, StoredBytesCorrupt, UnknownBlob
 from shelora.he.residues import sum_residues
 from shelora.lora import plaintext_average
-from shelora.plan import ColumnVote, Negotiation, rank_tokens
+from shelora.plan import ColumnVote, Negotiation, Packing, dense_error, rank_tokens
 from support.updates import PARAMETERS, SHAPES, Contribution, make_plan, open_residues, orders, to_residues
 
 BUDGETS = [(40, 25), (10, 6), (20, 13)]
@@ -71,7 +71,7 @@ async def run_round(blobs, compute, plan, cohort, counted):
     total = await compute.fold_residues(None, terms[:1], blocks, PARAMETERS, "sum-1")
     total = await compute.fold_residues(total, terms[1:], blocks, PARAMETERS, "sum-2")
     average = await compute.compute_average(plan, result.basis, [members[index] for index in chosen], "average")
-    used = min(blocks * PARAMETERS.values_per_block, layout.total_slots)
+    used = min(blocks * PARAMETERS.values_per_block, layout.reals(layout.total_slots))
     return open_average(
         load(blobs, average),
         open_residues(blobs.path(total.key).read_bytes(), used),
@@ -82,10 +82,19 @@ async def run_round(blobs, compute, plan, cohort, counted):
     )
 
 
+def packing_bound(plan, cohort, counted_examples, index):
+    """docs/method.md section 8; this file's cipher has no noise, the real parameters' is allowed for."""
+    if plan.packing is Packing.EXACT:
+        return 0.0
+    energy = sum(member.examples * np.linalg.norm(member.update.factors[index].left) for member in cohort)
+    return 2.0 * dense_error(PARAMETERS, len(counted_examples)) * energy / sum(counted_examples)
+
+
 @pytest.mark.parametrize("counted", [{"agent-0", "agent-1", "agent-2"}, {"agent-1", "agent-2"}])
 @pytest.mark.parametrize("batch_values", [0, compute_module.BATCH_VALUES])
-async def test_round_equals_the_plaintext_average_of_the_counted_members(blobs, pool, counted, batch_values):
-    plan, cohort = make_plan(BUDGETS), cohort_of(7)
+@pytest.mark.parametrize("packing", Packing)
+async def test_round_equals_the_plaintext_average_of_the_counted_members(blobs, pool, counted, batch_values, packing):
+    plan, cohort = make_plan(BUDGETS, packing=packing), cohort_of(7)
 
     opened = await run_round(blobs, LocalCompute(blobs, pool, batch_values), plan, cohort, counted)
 
@@ -94,7 +103,7 @@ async def test_round_equals_the_plaintext_average_of_the_counted_members(blobs, 
     for index in range(len(SHAPES.modules)):
         wanted = plaintext_average([member.update.factors[index] for member in chosen], weights)
         error = np.abs(opened.basis[index] @ opened.core[index] - wanted).max()
-        assert error <= FLOAT32_ROUNDING * np.abs(wanted).max()
+        assert error <= FLOAT32_ROUNDING * np.abs(wanted).max() + packing_bound(plan, cohort, weights, index)
     dense = sum(weight * member.update.dense[0] for weight, member in zip(weights, chosen, strict=True))
     np.testing.assert_allclose(opened.dense[0], dense / sum(weights), atol=1e-9)
 
@@ -141,6 +150,25 @@ async def test_results_have_the_documented_tensors(blobs, pool):
         "1.basis": ((16, 14), "float32"),
         "1.plain": ((14, 19), "float32"),
     }
+
+
+async def test_dense_packing_publishes_the_ranges_it_answered(blobs, pool):
+    plan, compute = make_plan(BUDGETS, packing=Packing.DENSE), LocalCompute(blobs, pool)
+    members = await stored_members(blobs, plan, cohort_of(5))
+
+    result = await compute.compute_basis(plan, members, "round-1")
+    members = [replace(member, projection=result.projections[member.agent]) for member in members]
+    average = load(blobs, await compute.compute_average(plan, result.basis, members[1:], "average"))
+
+    answers = [load(blobs, member.projection) for member in members]
+    for index in range(len(SHAPES.modules)):
+        ranges = average[f"{index}.range"]
+        assert (ranges.shape, str(ranges.dtype)) == ((14,), "float32")
+        rows = [np.linalg.norm(answer[f"{index}.projection"], axis=1) for answer in answers]
+        sums = sum(member.weight * row for member, row in zip(members, rows, strict=True))
+        np.testing.assert_array_equal(ranges, 2.0 ** np.ceil(np.log2(sums)))
+        for answer in answers:
+            np.testing.assert_array_equal(answer[f"{index}.range"], ranges)
 
 
 async def test_all_agents_full_leaves_no_plain_columns(blobs, pool):

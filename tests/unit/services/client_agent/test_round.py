@@ -20,9 +20,21 @@ from services.client_agent.round import (
     starting_adapter,
     wire_orders,
 )
-from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch
+from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch, ValueOutOfRange
+from shelora.he.parameters import CkksParameters
 from shelora.lora import Adapter, basis, plain_part, plaintext_average, project
-from shelora.plan import DenseShape, FederationSeed, ModelShapes, ModuleShape, Negotiation, Plan, fresh_rows
+from shelora.plan import (
+    DenseShape,
+    FederationSeed,
+    ModelShapes,
+    ModuleShape,
+    Negotiation,
+    Packing,
+    Plan,
+    agree_ranges,
+    dense_error,
+    fresh_rows,
+)
 
 SEED = FederationSeed(bytes(range(32)))
 SHAPES = ModelShapes((ModuleShape("q", 20, 16), ModuleShape("v", 9, 12)), (DenseShape("head", (2, 3)),))
@@ -31,9 +43,14 @@ BOUND = 1e-6
 """Factors, basis and projections travel as float32; entries of the tests' averages are of order 1."""
 
 
-def make_plan(levels: Sequence[Sequence[int]], cap: int = 64, version: int = 1) -> Plan:
+PARAMETERS = CkksParameters(modulus=1152921504606830593)
+
+
+def make_plan(
+    levels: Sequence[Sequence[int]], cap: int = 64, version: int = 1, packing: Packing = Packing.EXACT
+) -> Plan:
     per_module = tuple(tuple(sorted({agent[index] for agent in levels})) for index in range(len(SHAPES.modules)))
-    return Plan("ward", version, 1, SHAPES, cap, Negotiation.ENCRYPTED, per_module, bytes(32), 64)
+    return Plan("ward", version, 1, SHAPES, cap, Negotiation.ENCRYPTED, per_module, bytes(32), 64, packing)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,29 +90,40 @@ def run_round(
         common = basis(lefts, [sender.weight for sender in senders], plan.cap).astype(np.float32)
         published[f"{index}.basis"] = common
         plain = np.zeros((common.shape[1], module.in_features))
-        for sender in senders:
-            found = project(common, sent[id(sender)][f"{index}.left"]).astype(np.float32)
+        found_by = [project(common, left).astype(np.float32) for left in lefts]
+        if plan.packing is Packing.DENSE:
+            published[f"{index}.range"] = agree_ranges(found_by, [sender.weight for sender in senders])
+        for sender, found in zip(senders, found_by, strict=True):
             projections[id(sender)][f"{index}.projection"] = found
             if sender in counted:
                 right = sent[id(sender)][f"{index}.right"]
                 plain += plain_part(found, right, sender.weight, module.in_features)
         published[f"{index}.plain"] = plain[:, first_plain[index] :].astype(np.float32)
-    total = np.zeros(layout.total_slots)
+    total = np.zeros(layout.reals(layout.total_slots))
     for sender in counted:
-        mine = projections[id(sender)]
+        mine = projections[id(sender)] | {name: found for name, found in published.items() if name.endswith(".range")}
         values = cipher_values(sender.update, orders, sender.columns, mine, sender.weight, layout)
         total[: values.size] += values
-    used = max(layout.used_slots(sender.columns) for sender in counted)
+    used = layout.reals(max(layout.used_slots(sender.columns) for sender in counted))
     weight = sum(sender.weight for sender in counted)
     return open_average(published, total[:used], orders, layout, first_plain, weight)
 
 
-def assert_average(opened: AveragedUpdate, counted: Sequence[Sender]) -> None:
+def packing_bound(senders: Sequence[Sender], counted: Sequence[Sender]) -> float:
+    """What dense packing may add to an entry of a module's average: docs/method.md section 8 with E of all senders."""
+    energy = max(
+        sum(sender.weight * float(np.linalg.norm(sender.update.factors[index].left)) for sender in senders)
+        for index in range(len(SHAPES.modules))
+    )
+    return 2.0 * dense_error(PARAMETERS, len(counted)) * energy / sum(sender.weight for sender in counted)
+
+
+def assert_average(opened: AveragedUpdate, counted: Sequence[Sender], packing_error: float = 0.0) -> None:
     weights = [sender.weight for sender in counted]
     for index in range(len(SHAPES.modules)):
         true = plaintext_average([sender.update.factors[index] for sender in counted], weights)
         difference = np.abs(opened.basis[index] @ opened.core[index] - true).max()
-        assert difference <= BOUND * max(1.0, np.abs(true).max())
+        assert difference <= BOUND * max(1.0, np.abs(true).max()) + packing_error
     true_dense = np.average([sender.update.dense[0] for sender in counted], axis=0, weights=weights)
     np.testing.assert_allclose(opened.dense[0], true_dense, atol=1e-12)
 
@@ -113,16 +141,17 @@ def cohorts(draw: st.DrawFn) -> tuple[list[tuple[int, tuple[int, ...], int]], li
     return members, counted, draw(st.integers(0, 2**32 - 1))
 
 
-@given(cohorts())
-def test_a_round_averages_the_members_that_count(cohort):
+@given(cohorts(), st.sampled_from(Packing))
+def test_a_round_averages_the_members_that_count(cohort, packing):
     members, flags, entropy = cohort
     rng = np.random.default_rng(entropy)
     total = sum(examples for _, _, examples in members)
     senders = [Sender.random(rng, rank, columns, examples / total) for rank, columns, examples in members]
     counted = [sender for sender, flag in zip(senders, flags, strict=True) if flag]
-    plan = make_plan([sender.columns for sender in senders])
+    plan = make_plan([sender.columns for sender in senders], packing=packing)
     orders = wire_orders(SEED, plan, 3, priorities(rng))
-    assert_average(run_round(plan, senders, counted, orders), counted)
+    bound = packing_bound(senders, counted) if packing is Packing.DENSE else 0.0
+    assert_average(run_round(plan, senders, counted, orders), counted, bound)
 
 
 def test_orders_are_secret_fresh_and_put_the_priority_first():
@@ -256,3 +285,27 @@ def test_a_projection_that_does_not_fit_is_refused():
         cipher_values(sender.update, orders, sender.columns, {}, 0.5, layout)
     with pytest.raises(ShapeMismatch, match=r"expected shape \(2, 2\)"):
         cipher_values(sender.update, orders, sender.columns, {**good, "1.projection": np.eye(3)}, 0.5, layout)
+
+
+def test_dense_packing_needs_ranges_that_hold_the_own_part():
+    rng = np.random.default_rng(8)
+    sender = Sender.random(rng, 2, (4, 4), 1.0)
+    plan = make_plan([(4, 4)], packing=Packing.DENSE)
+    orders = wire_orders(SEED, plan, 1, priorities(rng))
+    layout = plan.layout([2])
+    answer = {f"{index}.projection": np.eye(2, dtype=np.float32) for index in range(2)}
+    ranges = {f"{index}.range": np.ones(2, dtype=np.float32) for index in range(2)}
+    values = cipher_values(sender.update, orders, sender.columns, answer | ranges, 0.5, layout)
+    assert values.shape == (layout.reals(layout.used_slots((4, 4))),)
+    with pytest.raises(MalformedPayload, match="range"):
+        cipher_values(sender.update, orders, sender.columns, answer, 0.5, layout)
+    wrong = answer | ranges | {"0.range": np.ones(3, dtype=np.float32)}
+    with pytest.raises(ShapeMismatch, match=r"expected shape \(2,\)"):
+        cipher_values(sender.update, orders, sender.columns, wrong, 0.5, layout)
+    small = answer | ranges | {"1.range": np.full(2, 0.25, dtype=np.float32)}
+    with pytest.raises(ValueOutOfRange, match="hold the own part"):
+        cipher_values(sender.update, orders, sender.columns, small, 0.5, layout)
+    hostile = dataclasses.replace(sender.update.factors[0], right=sender.update.factors[0].right * 50)
+    poisoned = LocalUpdate((hostile, sender.update.factors[1]), sender.update.dense)
+    with pytest.raises(ValueOutOfRange, match="values within the norm of the row"):
+        cipher_values(poisoned, orders, sender.columns, answer | ranges, 0.5, layout)

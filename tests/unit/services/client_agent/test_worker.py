@@ -10,7 +10,7 @@ from services.client_agent.adapter import AdapterState
 from services.client_agent.domain import PayloadKind
 from services.client_agent.state import load_tensors
 from shelora.errors import StoredBytesCorrupt
-from shelora.plan import Negotiation
+from shelora.plan import Negotiation, Packing, cipher_bytes
 from shelora.rounds import AgentTask, FederationState
 from support.crew import Hand, run_to_end
 from support.linear_trainer import SHAPES, LinearTrainer
@@ -19,6 +19,8 @@ from support.revealed import verify_round
 
 WIDTHS = tuple(module.in_features for module in SHAPES.modules)
 BOUND = 1e-6
+DENSE_BOUND = 5e-5
+"""2 * 4.4e-6 for three agents, times their weighted Frobenius norms (docs/method.md section 8)."""
 MakeCrew = Callable[..., list[Hand]]
 
 
@@ -71,6 +73,22 @@ async def test_three_agents_average_exactly_what_they_trained(keymanager, make_c
         assert hand.state.applied_round() == 2
         assert hand.state.adapter_rounds() == [0, 1, 2]
         assert not federation.resent
+
+
+async def test_three_agents_average_densely_what_they_trained(keymanager, make_crew):
+    federation = MemoryFederation(keymanager, agents=3, rounds_=2, packing=Packing.DENSE)
+    hands = make_crew(federation, {"a": WIDTHS, "b": (10, 8), "c": (3, 0)})
+    await join(hands)
+    await run_to_end(hands)
+    assert federation.state.state is FederationState.FINISHED
+    for number in (1, 2):
+        found = verdict(hands, number)
+        assert found.counted == found.openings == ("a", "b", "c")
+        assert found.difference <= DENSE_BOUND
+        layout = federation.plan_of(number).layout([member.rank for member in federation.round_of(number).cohort])
+        for hand in hands:
+            sent = len(federation.accepted[PayloadKind.CIPHER, number, hand.name])
+            assert sent == cipher_bytes(layout, hand.kit.columns)
 
 
 async def test_agents_start_equal_and_smaller_ranks_take_the_first_rows(keymanager, make_crew):

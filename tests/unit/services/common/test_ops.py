@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from services.common.metrics import bytes_counter, new_registry, seconds_histogram
 from services.common.ops import ops_app, serve_http
-from services.common.versions import PACKAGE_VERSION
+from services.common.versions import PACKAGE_VERSION, PROTOCOL
 from shelora.errors import InvalidConfiguration, Unavailable
 
 
@@ -38,7 +38,7 @@ async def test_health_readiness_and_metrics() -> None:
         ready = await get(port, "/readyz")
         assert (ready.status_code, ready.json()) == (200, {"ready": True, "rounds": 3})
         metrics = await get(port, "/metrics")
-        assert 'shelora_build_info{protocol="1",service="test"' in metrics.text
+        assert f'shelora_build_info{{protocol="{PROTOCOL}",service="test"' in metrics.text
         assert "process_resident_memory_bytes" in metrics.text
         assert (await get(port, "/docs")).status_code == 404
 

@@ -74,6 +74,7 @@ def test_the_environment_names_a_profile_and_the_option_wins(monkeypatch) -> Non
         ["agents", "token", "agent-1"],
         ["keys", "retire", "0"],
         ["plan", "explain", "--budgets", "full"],
+        ["plan", "explain", "--ranks", "4", "--model-shapes", "1*8x8", "--packing", "loose"],
         ["plan", "explain", "--ranks", "x", "--model-shapes", "1*8x8"],
         ["plan", "explain", "--ranks", "4", "--model-shapes", "1*8"],
         ["plan", "explain", "--ranks", "4", "--budgets", "lots", "--model-shapes", "1*8x8"],
@@ -93,6 +94,8 @@ def test_plan_explain_needs_no_service_for_an_imagined_model() -> None:
     assert [agent["blocks"] for agent in agents] == [1300, 130, 1300, 130]
     before = runner.invoke(app, ["--json", *arguments])
     assert json.loads(before.output)["agents"] == agents
+    dense = runner.invoke(app, [*arguments, "--packing", "dense", "--json"])
+    assert [agent["blocks"] for agent in json.loads(dense.output)["agents"]] == [650, 65, 650, 65]
     table = runner.invoke(app, arguments)
     assert table.exit_code == 0
     assert "1,300" in table.output

@@ -15,7 +15,7 @@ from services.operators.explain import (
     parse_shapes,
 )
 from shelora.errors import InvalidConfiguration, InvalidPlan
-from shelora.plan import DenseShape, HeRate, ModelShapes, ModuleShape
+from shelora.plan import DenseShape, HeRate, ModelShapes, ModuleShape, Packing
 
 PUBLISHED = parse_shapes("104*3200x3200")
 
@@ -37,6 +37,18 @@ def test_the_example_of_the_method_page() -> None:
         assert cost.average_bytes == pytest.approx(average, abs=0.05e6)
         assert cost.cipher_down_bytes == cost.cipher_up_bytes
         assert cost.projection_bytes == 4 * 104 * 16 * 4
+
+
+def test_dense_packing_halves_the_ciphertext_of_the_example() -> None:
+    """At most 45 MB an agent where everything is encrypted; the ranges are 4 bytes a basis row."""
+    exact = explain(PUBLISHED, hypothetical(PUBLISHED, [4] * 4, ["full"])).agents[0]
+    participants = hypothetical(PUBLISHED, [4] * 4, ["full"], packing=Packing.DENSE)
+    dense = explain(PUBLISHED, participants, packing=Packing.DENSE).agents[0]
+    assert dense.blocks == 650
+    assert dense.cipher_up_bytes == dense.cipher_down_bytes == 42_598_400 <= 45e6
+    assert dense.factors_bytes == exact.factors_bytes
+    assert dense.projection_bytes - exact.projection_bytes == 4 * 104 * 16
+    assert dense.average_bytes - exact.average_bytes == 4 * 104 * 16
 
 
 @given(

@@ -35,7 +35,7 @@ from services.operators.domain import AgentProgress, Federation, FederationSpec,
 from services.operators.profile import OperatorProfile
 from services.operators.session import Session
 from shelora.errors import FederationEnded, InternalFault, MalformedPayload, UnknownFederation
-from shelora.plan import Negotiation
+from shelora.plan import Negotiation, Packing
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 from shelora.v1 import agent_pb2, agent_pb2_grpc, aggregator_pb2, aggregator_pb2_grpc
 from support.operators import PARAMETERS, make_plan
@@ -175,6 +175,7 @@ async def test_client_brings_domain_values_and_errors_of_the_tree(tmp_path) -> N
 async def test_client_sends_what_it_was_given(tmp_path) -> None:
     script = Script([(RUNNING, [])])
     spec = replace(SPEC, negotiation=Negotiation.OPE, basis_cap=7, renegotiate_every=2, max_abandoned=5)
+    spec = replace(spec, packing=Packing.DENSE)
     async with serving(script, tmp_path / "s") as channel:
         client = FederationClient(channel)
         await client.create(spec)
