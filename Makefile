@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 # Options of the demo, passed on only when given to make itself (make demo DATA=mine.jsonl ROUNDS=5): names as common as TEST
 # or OUT may stand in anybody's environment.
-DEMO_OPTIONS := DATA TEST MODEL AGENTS ROUNDS RANKS BUDGETS COMPARE OUT
+DEMO_OPTIONS := DATA TEST MODEL AGENTS ROUNDS RANKS BUDGETS COMPARE PACKING OUT
 lower = $(shell tr '[:upper:]' '[:lower:]' <<<'$(1)')
 quoted = '$(subst ','\'',$(1))'
 given = $(and $(findstring command line,$(origin $(1))),$($(1)))
@@ -28,7 +28,7 @@ help: ## list the targets
 	  printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  options of the demo: DATA=train.jsonl TEST=test.jsonl MODEL=path AGENTS=4 ROUNDS=3 RANKS=4,8,16,32'
-	@echo '                       BUDGETS=full,25%,5%,auto COMPARE=plaintext OUT=build/demo'
+	@echo '                       BUDGETS=full,25%,5%,auto COMPARE=plaintext PACKING=dense OUT=build/demo'
 	@echo '  options of images and compose: PYTHON_IMAGE=python:3.12-slim-trixie TORCH=cpu|cuda TORCH_INDEX=url'
 	@echo '                       MONITORING=yes ROUNDS=3 VOLUMES=yes'
 

@@ -27,6 +27,7 @@ from services.operators.demo.options import (
 )
 from services.operators.demo.performance import Performance
 from shelora.errors import InvalidConfiguration, MalformedInput, SheLoraError
+from shelora.plan import Packing
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -56,6 +57,9 @@ def demo(
     compare: Annotated[
         str | None, typer.Option(metavar="plaintext", help="Also train with plaintext averaging and show both.")
     ] = None,
+    packing: Annotated[
+        Packing, typer.Option(help="How ciphertexts are packed; dense halves them, with an error of about 1e-4.")
+    ] = Packing.EXACT,
     out: Annotated[
         Path, typer.Option(help="Folder to write; one of an earlier demonstration is replaced.")
     ] = DEFAULT_OUT,
@@ -86,6 +90,7 @@ def demo(
             label_field=label_field,
             concentration=concentration,
             seed=seed,
+            packing=packing,
         )
         code = asyncio.run(perform(options, console))
     except SheLoraError as error:

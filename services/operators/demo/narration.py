@@ -16,7 +16,7 @@ from services.operators.demo.processes import Crew
 from services.operators.demo.shares import Shares
 from services.operators.demo.split import HELD_OUT
 from services.operators.demo.stage import MOST_TEST_ROWS
-from services.operators.demo.verify import BOUND, Verification
+from services.operators.demo.verify import Verification
 from services.operators.domain import Federation, RegisteredAgent
 from services.operators.explain import Participant, explain
 from services.operators.render import explanation_table, percent
@@ -53,7 +53,10 @@ def plan_table(federation: Federation, agents: Sequence[RegisteredAgent]) -> She
     if plan is None:
         return None
     participants = [Participant(agent.name, agent.rank, agent.budget, agent.columns) for agent in agents]
-    return explanation_table(explain(plan.shapes, participants, cap=plan.cap, values_per_block=plan.values_per_block))
+    found = explain(
+        plan.shapes, participants, cap=plan.cap, values_per_block=plan.values_per_block, packing=plan.packing
+    )
+    return explanation_table(found)
 
 
 def tell_verification(console: Console, verification: Verification) -> None:
@@ -77,7 +80,7 @@ def tell_verification(console: Console, verification: Verification) -> None:
         Text.assemble(
             (verdict, style),
             f": max_abs_error {verification.max_abs_error:.2e} over {verification.values:,} averaged values "
-            f"({verification.comparisons:,} comparisons), bound {BOUND:.0e}",
+            f"({verification.comparisons:,} comparisons), bound {verification.bound:.2g}",
         )
     )
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from services.operators.explain import parse_budgets, parse_ranks
 from shelora.errors import InvalidConfiguration
+from shelora.plan import Packing
 
 EMBEDDED: Final = "embedded"
 DEFAULT_AGENTS: Final = 4
@@ -33,6 +34,7 @@ class DemoOptions:
         rounds: rounds to run.
         compare: also train with plaintext averaging and print both.
         out: folder for everything the demonstration writes.
+        packing: how ciphertexts are packed.
         text_field, label_field: names in the data.
         concentration: of the Dirichlet split; smaller is more skewed.
         seed: of split and training.
@@ -50,6 +52,7 @@ class DemoOptions:
     label_field: str = "label"
     concentration: float = 2.0
     seed: int = 7
+    packing: Packing = Packing.EXACT
 
     @property
     def agents(self) -> int:
@@ -86,6 +89,7 @@ def choose(
     label_field: str = "label",
     concentration: float = 2.0,
     seed: int = 7,
+    packing: Packing = Packing.EXACT,
 ) -> DemoOptions:
     """Check options as they were typed; ranks and budgets are repeated over the agents.
 
@@ -120,6 +124,7 @@ def choose(
         label_field=label_field,
         concentration=concentration,
         seed=seed,
+        packing=packing,
     )
 
 

@@ -31,6 +31,7 @@ from services.operators.demo.watch import Board, Display, Progress, follow_feder
 from services.operators.domain import Federation, RegisteredAgent, Round
 from services.operators.render import as_json, round_members_table
 from shelora.errors import InternalFault
+from shelora.plan import Packing
 
 
 class Performance:
@@ -67,7 +68,7 @@ class Performance:
         stage = Stage(self._options, self._folder, self.crew, self._clock, shares.labels, len(shares.test))
         federation, rounds = await self._federate(stage, started_s)
         tell_bytes(self._console, byte_ratios(federation, rounds))
-        verification = await self._verify(rounds)
+        verification = await self._verify(federation, rounds)
         final = accuracies(rounds, self._options.names)
         tell_accuracy(self._console, self._options.names, final["before"], final["after"])
         comparison = await self._compare(final["after"]) if self._options.compare else None
@@ -123,12 +124,13 @@ class Performance:
             raise InternalFault("no round was published", hint=f"read the logs in {self._folder.logs}")
         return federation, rounds
 
-    async def _verify(self, rounds: Sequence[Round]) -> Verification:
+    async def _verify(self, federation: Federation, rounds: Sequence[Round]) -> Verification:
         started_s = self._clock.monotonic_s()
         folders = {name: self._folder.revealed(name) for name in self._options.names}
         numbers = [found.number for found in published(rounds)]
         with self._console.status("verifying decrypted averages against float64 averages"):
-            verification = await asyncio.to_thread(verify_rounds, folders, numbers)
+            dense = federation.spec.parameters if federation.spec.packing is Packing.DENSE else None
+            verification = await asyncio.to_thread(verify_rounds, folders, numbers, dense=dense)
         self._seconds["verification"] = self._clock.monotonic_s() - started_s
         tell_verification(self._console, verification)
         return verification

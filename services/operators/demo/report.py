@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any, Final
 
 from services.operators.demo.options import DemoOptions
-from services.operators.demo.verify import BOUND, Verification
+from services.operators.demo.verify import Verification
 from services.operators.domain import Federation, Member, Round
 from services.operators.explain import AgentCost, Participant, explain
 from services.operators.render import plain
@@ -44,7 +44,9 @@ def predicted_costs(federation: Federation, found: Round) -> dict[str, AgentCost
         return {}
     participants = [Participant(member.agent, member.rank, "", member.columns) for member in found.members]
     plan = federation.plan
-    explained = explain(plan.shapes, participants, cap=plan.cap, values_per_block=plan.values_per_block)
+    explained = explain(
+        plan.shapes, participants, cap=plan.cap, values_per_block=plan.values_per_block, packing=plan.packing
+    )
     return {cost.agent: cost for cost in explained.agents}
 
 
@@ -94,7 +96,7 @@ def make_report(
             "max_abs_error": _finite(verification.max_abs_error),
             "values": verification.values,
             "comparisons": verification.comparisons,
-            "bound": BOUND,
+            "bound": verification.bound,
             "passed": verification.passed,
         },
         "rounds": [
@@ -183,6 +185,7 @@ def _plan(federation: Federation) -> dict[str, Any] | None:
         "negotiation": plan.negotiation.value,
         "basis_cap": plan.cap,
         "values_per_block": plan.values_per_block,
+        "packing": plan.packing.value,
         "modules": [[module.name, module.out_features, module.in_features] for module in plan.shapes.modules],
         "dense": [[tensor.name, list(tensor.shape)] for tensor in plan.shapes.dense],
     }

@@ -231,6 +231,7 @@ class Stage:
             epoch=epoch.number,
             parameters=epoch.parameters,
             basis_cap=self._options.basis_cap,
+            packing=self._options.packing,
             gather_timeout_s=_LONG_S,
             negotiate_timeout_s=_LONG_S,
             train_timeout_s=_LONG_S,

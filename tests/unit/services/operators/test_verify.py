@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from services.operators.demo.verify import BOUND, verify_round, verify_rounds
 from shelora.errors import NonFiniteValue, StoredBytesCorrupt
+from shelora.he.parameters import CkksParameters
 from shelora.lora import canonical
 
 M, N, MODULES = 10, 12, 2
@@ -95,6 +96,22 @@ def test_one_wrong_value_at_one_agent_is_found_and_named(revealed, name) -> None
     assert check.max_abs_error > BOUND
     assert check.worst.endswith("of agent-2")
     assert not verify_rounds(revealed.folders, [1]).passed
+
+
+def test_dense_packing_widens_the_bound_by_its_rounding(revealed) -> None:
+    """By 2 * 4.3e-6 (two agents) times the weighted norms of the left factors, here of order ten; no further."""
+    counted = ("agent-1", "agent-3")
+    parameters = CkksParameters(modulus=1152921504606830593)
+    for number, error, passes in ((1, 2e-5, True), (2, 1e-3, False)):
+        revealed.write(number, counted)
+        rounded = revealed.average(counted)
+        rounded["0.core"] = rounded["0.basis"] @ rounded["0.core"] + error
+        rounded["0.basis"] = np.eye(len(rounded["0.basis"]))
+        revealed.write_average(number, "agent-2", rounded, counted)
+        verification = verify_rounds(revealed.folders, [number], dense=parameters)
+        assert verification.passed is passes
+        assert 2e-5 < verification.bound < 1e-3
+        assert not verify_rounds(revealed.folders, [number]).passed
 
 
 def test_an_average_weighted_otherwise_fails(revealed) -> None:
