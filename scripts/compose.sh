@@ -38,17 +38,24 @@ check_engine() {
     fail "Compose is missing: install the package docker-compose-plugin (or docker-compose)"
 }
 
+build_image() { # build_image SERVICE DOCKER-ARGUMENTS...
+  local image=shelora/$1:$SHELORA_VERSION log started=$SECONDS
+  log=$(docker build "${@:2}" -f "deploy/docker/$1.Dockerfile" -t "$image" . 2>&1) || fail "building $image failed:" "$log"
+  say "$image built in $((SECONDS - started)) s"
+}
+
 build() {
-  local service arguments=() variable log
+  local arguments=() variable agent
   for variable in PYTHON_IMAGE TORCH TORCH_INDEX; do
     [[ -z ${!variable-} ]] || arguments+=(--build-arg "$variable=${!variable}")
   done
   arguments+=(--build-arg "VERSION=$SHELORA_VERSION" --build-arg "REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)")
-  for service in keymanager aggregator agent; do
-    say "building shelora/$service:$SHELORA_VERSION"
-    log=$(docker build "${arguments[@]}" -f "deploy/docker/$service.Dockerfile" -t "shelora/$service:$SHELORA_VERSION" . 2>&1) ||
-      fail "building shelora/$service failed:" "$log"
-  done
+  say "building images; the agent's takes minutes the first time, most of it torch"
+  build_image agent "${arguments[@]}" &
+  agent=$!
+  build_image keymanager "${arguments[@]}"
+  build_image aggregator "${arguments[@]}"
+  wait "$agent"
 }
 
 health() { docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$1"; }

@@ -11,7 +11,6 @@ venv=/opt/shelora
 uv=/opt/uv/bin/uv
 
 bootstrap() {
-  [ -x "$uv" ] && return
   python -m venv /opt/uv
   /opt/uv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 }
@@ -36,6 +35,8 @@ packages() {
   version=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$locked")
   bootstrap
   python -m venv --without-pip "$venv"
+  # What only builds is gone before the layer is written; a second layer of several gigabytes would be written otherwise.
+  trap 'rm -rf /opt/uv /tmp/torch /tmp/locked.txt' EXIT
   if [ -z "$version" ] || [ "${TORCH:-cpu}" = cuda ]; then
     install --require-hashes -r "$locked"
   elif cpu_torch "$version"; then
@@ -51,6 +52,7 @@ packages() {
 }
 
 product() {
+  bootstrap
   for part in services/*/ shelora/he/secret/; do
     part=${part%/}
     case " $* services/common " in

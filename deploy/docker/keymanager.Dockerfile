@@ -3,6 +3,11 @@
 ARG PYTHON_IMAGE=python:3.12-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS packages
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends tini libgomp1 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
+ && useradd --uid 10001 --no-log-init --home-dir /var/lib/shelora --shell /usr/sbin/nologin --user-group shelora \
+ && install -d -o shelora -g shelora -m 0700 /var/lib/shelora /etc/shelora/kek /etc/shelora/enrolment
 WORKDIR /build
 COPY deploy/docker/install.sh ./
 COPY requirements/bootstrap.txt requirements/keymanager.txt requirements/
@@ -14,13 +19,7 @@ COPY shelora shelora
 COPY services services
 RUN ./install.sh product services/keymanager shelora/he/secret
 
-FROM ${PYTHON_IMAGE}
-RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends tini libgomp1 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
- && useradd --uid 10001 --no-log-init --home-dir /var/lib/shelora --shell /usr/sbin/nologin --user-group shelora \
- && install -d -o shelora -g shelora -m 0700 /var/lib/shelora /etc/shelora/kek /etc/shelora/enrolment
-COPY --from=packages /opt/shelora /opt/shelora
+FROM packages
 COPY --from=product /opt/product /opt/shelora
 ENV PATH=/opt/shelora/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -138,14 +138,18 @@ def test_processes_are_nobody_in_particular_and_write_only_state(cluster: Cluste
 # ------------------------------------------------------------------------------------------------------------- networks
 
 CONNECT = """
-import socket, sys
-for target in sys.argv[1:]:
+import concurrent.futures, socket, sys
+
+def reached(target):
     host, port = target.split(":")
     try:
         socket.create_connection((host, int(port)), timeout=2).close()
-        print(target)
+        return True
     except OSError:
-        pass
+        return False
+
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    print(*(target for target, found in zip(sys.argv[1:], pool.map(reached, sys.argv[1:])) if found))
 """
 
 SERVICES = {

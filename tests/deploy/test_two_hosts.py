@@ -14,21 +14,29 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
 DEVICE = "clinic-7"
 
+HOST_ADDRESS = """
+import socket, struct
+rows = [line.split() for line in open("/proc/net/route")][1:]
+gateway = next(row[2] for row in rows if row[1] == "00000000")
+print(socket.inet_ntoa(struct.pack("<L", int(gateway, 16))))
+"""
+"""Prints this host's address as a container sees it."""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The server side, healthy."""
     need_engine()
     folder = tmp_path_factory.mktemp("server")
-    gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    images = base_images()
     server = Cluster(
         files=(ROOT / "deploy/compose/server.yaml",),
         environment={
-            **base_images(),
+            **images,
             "SHELORA_SECRETS": str(folder / "secrets"),
             "SHELORA_DATA": str(folder / "data"),
             "SHELORA_DASHBOARD_PORT": str(free_port()),
-            "SERVER_NAME": gateway,
+            "SERVER_NAME": docker("run", "--rm", images["PYTHON_IMAGE"], "python", "-c", HOST_ADDRESS).strip(),
         },
         project=f"shelora-server-{os.getpid()}",
     )
