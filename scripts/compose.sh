@@ -93,7 +93,8 @@ demo() {
     rm -rf "${folder:?}/$agent"
     mkdir -p "$folder/$agent"
     docker cp "$(compose ps -a -q "$agent" | head -1):/var/lib/shelora/adapters/." "$folder/$agent" >/dev/null
-    say "$agent: PEFT adapters of rounds $(cd "$folder/$agent" && echo round-*) in $folder/$agent"
+    rm -f "$folder/$agent"/state-*
+    say "$agent: PEFT adapters $(cd "$folder/$agent" && echo round-*) in $folder/$agent"
   done
 }
 
