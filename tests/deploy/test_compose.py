@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from services.client_agent.training.data import pick_evenly
 from services.operators.demo.verify import BOUND
-from support.containers import ROOT, Cluster, base_images, docker, free_port, need_engine, read_json, until
+from support.containers import ROOT, Cluster, base_images, docker, need_engine, read_json, until
+from support.ports import free_port
 from support.revealed import verify_round
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.containers import ROOT, Cluster, base_images, docker, free_port, need_engine, read_json, run, until
+from support.containers import ROOT, Cluster, base_images, docker, need_engine, read_json, run, until
+from support.ports import free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 

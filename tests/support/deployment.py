@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,16 +24,10 @@ from services.common.tls import channel_credentials
 from services.operators.client import FederationClient
 from services.operators.domain import FederationSpec
 from support.keymanager import FEDERATION, Running, serving_keymanager
+from support.ports import free_port
 from support.tiny_models import sample_rows, save_model, write_jsonl
 
 PATIENCE_S = 60.0
-
-
-def free_port() -> int:
-    """A loopback port that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(reached: Callable[[], object], what: str = "", patience_s: float = PATIENCE_S) -> None:

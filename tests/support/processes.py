@@ -29,7 +29,7 @@ from services.keymanager.host import initialise, opened
 from services.operators.client import FederationClient
 from services.operators.domain import Event
 from shelora.errors import SheLoraError
-from support.deployment import free_port
+from support.ports import free_port
 from support.tiny_models import sample_rows, save_model, write_jsonl
 
 ROOT: Final = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from typing import Any, Final
 import httpx
 import yaml
 
-from support.deployment import free_port, until_seen
+from support.deployment import until_seen
+from support.ports import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 CONFIGURATION: Final = ROOT / "deploy/monitoring/prometheus"
