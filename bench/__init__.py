@@ -1,0 +1,1 @@
+"""Measurements of the system. Nothing of the product imports this package."""
