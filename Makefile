@@ -19,7 +19,7 @@ demo_arguments = $(foreach name,$(DEMO_OPTIONS),$(if $(call given,$(name)),--$(c
 COMPOSE_OPTIONS := PYTHON_IMAGE TORCH TORCH_INDEX MONITORING ROUNDS VOLUMES
 compose_environment = $(foreach name,$(COMPOSE_OPTIONS),$(if $(call given,$(name)),$(name)=$(call quoted,$($(name)))))
 
-.PHONY: help setup demo test check format protos lock clean images compose-up compose-demo compose-down compose-test k8s-validate
+.PHONY: help setup demo audit test check format protos lock clean images compose-up compose-demo compose-down compose-test k8s-validate
 
 help: ## list the targets
 	@echo 'SHE-LoRA: federated fine-tuning with selectively encrypted LoRA updates'
@@ -37,6 +37,9 @@ setup: ## find a usable Python, make .venv, install the locked packages
 
 demo: setup ## key manager, aggregator and four agents tune a model together on this machine
 	@exec $(BIN)/python -m services.operators.demo $(demo_arguments)
+
+audit: setup ## attack what the aggregator sees, report in build/audit (PUBLISH=1 rewrites docs/privacy.md and its table)
+	@exec nice $(BIN)/python -m bench audit $(if $(call given,PUBLISH),--publish)
 
 test: check ## everything CI runs: check, then all tests, in containers too where a Docker Engine answers
 	@scripts/test.sh

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.operators.commands import agents, federations, keys, plans
+from services.operators.commands import agents, audits, federations, keys, plans
 from services.operators.commands.frame import EXIT_CODES, Frame, JsonOption, ProfileOption, out
 from shelora import __version__
 
@@ -21,6 +21,7 @@ app.add_typer(federations.app)
 app.add_typer(agents.app)
 app.add_typer(keys.app)
 app.add_typer(plans.app)
+app.command(epilog=EXIT_CODES)(audits.audit)
 
 
 def _show_version(wanted: bool) -> None:
