@@ -29,10 +29,12 @@ VISIBLE_LEAKAGE: Final = 0.03
 VISIBLE_MEMBERSHIP: Final = 0.65
 """AUC of a loss threshold from which on membership is called visible; 0.5 is guessing."""
 
-_MOST_TOKENS: Final = 0.9
+_MOST_TOKENS: Final = 0.75
 _LITTLE_HIDDEN: Final = 0.009
 _FEW_TEXTS_A_STEP: Final = 4
 _FEW_STEPS: Final = 5
+_ALIKE: Final = 0.2
+"""Settings whose passes differ by less, as a logarithm, are one; the worst counts."""
 
 Table = Mapping[str, Any]
 
@@ -227,7 +229,9 @@ def _left(settings: Settings, table: Table) -> Iterable[Remark]:
 
 def _membership(settings: Settings, table: Table) -> Remark:
     """What a published average tells the agents who hold it."""
-    near = _nearest(table["membership"], settings.passes, "passes", logarithmic=True)
+    nearest = _nearest(table["membership"], settings.passes, "passes", logarithmic=True)
+    alike = [row for row in table["membership"] if abs(math.log(row["passes"] / nearest["passes"])) < _ALIKE]
+    near = max(alike, key=lambda row: row["average"])
     visible = near["average"] > VISIBLE_MEMBERSHIP
     return Remark(
         Level.CAUTION if visible else Level.SAFE,

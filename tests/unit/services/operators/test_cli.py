@@ -29,7 +29,7 @@ COMMANDS = {
 def test_help_names_every_group_and_the_exit_codes() -> None:
     found = runner.invoke(app, ["--help"])
     assert found.exit_code == 0
-    for word in (*COMMANDS, "demo", "3 a service cannot be reached", "--profile", "--json"):
+    for word in (*COMMANDS, "audit", "demo", "3 a service cannot be reached", "--profile", "--json"):
         assert word in " ".join(found.output.split()), word
 
 
