@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 # Before anything imports the libraries that read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # Several test processes share few cores: how long an example takes says nothing about the code.
@@ -32,3 +34,13 @@ def anyio_backend() -> str:
 async def one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
     """Keep one loop for the session: grpc.aio has one poller a process, whose late events fail in any newer loop."""
     yield  # noqa: PT022 - only a generator keeps the loop
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Undo what a test configures of the process's logs: a command run in here leaves a handler on a closed stream."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()

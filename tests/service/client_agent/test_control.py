@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from services.client_agent.cli import EXIT_REFUSED, EXIT_UNREACHABLE, app
+from services.client_agent.cli import EXIT_REFUSED, EXIT_UNREACHABLE
 from services.client_agent.client import ControlClient
 from services.client_agent.domain import Activity, Status
 from services.common.channel import open_channel
@@ -22,10 +21,20 @@ from support.deployment import until, until_seen
 from support.keymanager import FEDERATION
 
 
+async def begin(*arguments: str) -> asyncio.subprocess.Process:
+    """Start the command line in a process of its own: this one's output belongs to the agents that run in it."""
+    program = (sys.executable, "-m", "services.client_agent.cli")
+    return await asyncio.create_subprocess_exec(
+        *program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+
+
 async def command(*arguments: str) -> tuple[int, str]:
-    """Run the command line beside this event loop."""
-    result = await asyncio.to_thread(CliRunner().invoke, app, list(arguments))
-    return result.exit_code, result.output
+    """Exit code and output of the command line."""
+    process = await begin(*arguments)
+    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    return process.returncode, output.decode()
 
 
 async def watched(agent: ControlClient, seen: list[Status]) -> None:
@@ -100,12 +109,7 @@ async def test_the_command_line_talks_to_the_agent(deployment, tmp_path):
         await deployment.start_agent(f"agent-{number}", number, exit_when_finished=False)
     running = deployment.agents["agent-0"]
     address = running.agent.config.control_address
-    # In a process of its own: the runner redirects the standard output of this one.
-    watching = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services.client_agent.cli", "watch", "--control", address),
-        stdout=asyncio.subprocess.PIPE,
-    )
+    watching = await begin("watch", "--control", address)
     assert watching.stdout is not None
     assert json.loads(await watching.stdout.readline())["federation"] == FEDERATION
     code, output = await command("pause", "--control", address)
