@@ -1,13 +1,14 @@
-"""Plots of a run, as PNG and SVG."""
+"""Plots of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 from bench.audit.scenarios import RIGHT_ATTACKERS
-from bench.audit.tables import Record, choose, mean, values
+from bench.plots import Draw
+from bench.records import Record, choose, mean, values
 
 _LINES: Final = (
     ("gradient of A, zeroed", "gradient of A in hand, hidden columns zeroed", "tab:gray", ":"),
@@ -17,28 +18,10 @@ _LINES: Final = (
 )
 
 
-def draw(records: Mapping[str, Sequence[Record]], folder: Path) -> list[Path]:
-    """All plots of a run.
-
-    Returns:
-        The files written.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.hashsalt": "shelora", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
-    from matplotlib import pyplot
-
-    written: list[Path] = []
-    for name, draw_one in (("budgets", _budgets), ("batches", _batches), ("membership", _membership)):
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        draw_one(axes, records[name])
-        for suffix in ("png", "svg"):
-            path = folder / f"{name}.{suffix}"
-            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            written.append(path)
-        pyplot.close(figure)
-    return written
+def draws(records: Mapping[str, Sequence[Record]]) -> dict[str, Draw]:
+    """What draws each plot of a run, by file name."""
+    drawn = {"budgets": _budgets, "batches": _batches, "membership": _membership}
+    return {name: partial(draw, records=records[name]) for name, draw in drawn.items()}
 
 
 def _budgets(axes: Any, records: Sequence[Record]) -> None:

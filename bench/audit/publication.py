@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,8 @@ from bench.audit.scenarios import (
     LEFT_ATTACKERS,
     RIGHT_ATTACKERS,
 )
-from bench.audit.tables import Record, choose, mean, values
+from bench.pages import fill
+from bench.records import Record, choose, mean, values
 from services.common.files import write_atomically
 from services.operators.leakage import TABLE
 
@@ -80,25 +80,6 @@ def sections(result: Mapping[str, Any]) -> dict[str, str]:
         "decoders": report.decoders(records["decoders"]),
         "membership": report.membership(records["membership"]),
     }
-
-
-def fill(page: str, generated: Mapping[str, str]) -> str:
-    """A page with its generated sections replaced.
-
-    Raises:
-        ValueError: the page lacks a section, or has one that nothing generates.
-    """
-    marked = re.findall(r"<!-- generated: (\w+) -->", page)
-    if sorted(marked) != sorted(generated):
-        raise ValueError(f"expected one marked section for each of {sorted(generated)}, got {sorted(marked)}")
-    for name, text in generated.items():
-        begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
-        head, _, rest = page.partition(begin)
-        _, found, tail = rest.partition(end)
-        if not found:
-            raise ValueError(f"section {name}: expected {end} after it")
-        page = f"{head}{begin}\n{text}\n{end}{tail}"
-    return page
 
 
 def _budget(records: Sequence[Record], budget: str) -> dict[str, Any]:

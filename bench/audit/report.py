@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bench.audit.scenarios import LEFT_ATTACKERS, RIGHT_ATTACKERS
-from bench.audit.tables import Record, choose, cross, markdown, mean, percent, spread, values
+from bench.machine import machine_sentence
+from bench.records import Record, choose, cross, markdown, mean, percent, spread, values
 
 ATTACKERS: Final = (*LEFT_ATTACKERS, *RIGHT_ATTACKERS)
 FIRST_ATTACKERS: Final = (LEFT_ATTACKERS[0], *RIGHT_ATTACKERS)
@@ -16,11 +17,10 @@ FIRST_ATTACKERS: Final = (LEFT_ATTACKERS[0], *RIGHT_ATTACKERS)
 def render(result: Mapping[str, Any]) -> str:
     """The whole report."""
     records = result["records"]
-    machine = result["machine"]
     sections = [
         "# Privacy audit",
-        f"Texts: {result['stamp']['corpus']} ({result['stamp']['texts']:,}). {machine['cores']} cores, "
-        f"{machine['system']}, Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}. "
+        f"Texts: {result['stamp']['corpus']} ({result['stamp']['texts']:,}). "
+        f"{machine_sentence(result['machine'])} "
         f"Measured in {sum(result['seconds'].values()):.0f} s. Repeats use other texts and orders; cells give their "
         "range.",
         "Recall: tokens brought back, framing tokens not counted, out of 2,048 candidates and those that occur. "

@@ -1,0 +1,39 @@
+"""Plots as PNG and SVG, alike for every measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Draw: TypeAlias = Callable[[Any], None]
+"""Draws one plot into matplotlib axes."""
+
+
+def draw_all(draws: Mapping[str, Draw], folder: Path) -> list[Path]:
+    """Draw plots and save them.
+
+    Args:
+        draws: what draws each, by file name without ending.
+        folder: where to.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "shelora", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for name, draw in draws.items():
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        draw(axes)
+        for suffix in ("png", "svg"):
+            path = folder / f"{name}.{suffix}"
+            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            written.append(path)
+        pyplot.close(figure)
+    return written
