@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,11 @@ from services.client_agent.domain import Activity, PayloadKind, Received
 from services.client_agent.keys import EpochKeys
 from services.client_agent.kit import Kit, agreed_layout
 from services.client_agent.priorities import ColumnPriorities
-from services.client_agent.round import AveragedUpdate, open_average, refit, starting_adapter, wire_orders
+from services.client_agent.round import AveragedUpdate, open_modules, refit, starting_adapter
 from services.client_agent.state import load_tensors
 from shelora.errors import SheLoraError, StoredBytesCorrupt
 from shelora.he.residues import as_blocks, check_residues
+from shelora.lora import dense_average
 from shelora.plan import FederationSeed, Plan, uniform_stream
 
 log = structlog.get_logger(__name__)
@@ -98,33 +99,50 @@ class Averages:
     async def _open(self, number: int, plain: Received, cipher: Received) -> None:
         kit, plan = self._kit, plain.plan
         keys = await kit.epoch(plan)
-        orders = wire_orders(keys.seed, plan, number, await self._priorities.agreed(plan, keys))
+        orders = await self._priorities.orders(plan, keys, number)
         kit.board.begin(Activity.APPLYING, f"average of round {number}")
 
         def work() -> float:
-            opened, seconds = self._decrypt(plain, cipher, keys, orders)
-            if kit.reveal:
-                kit.reveal.average(number, opened, [member.agent for member in plain.members if member.counted])
-            self._save(number, refit(opened, keys.seed, plan, number, kit.trainer.rank, kit.trainer.scaling))
+            values, seconds = self._decrypt(plain, cipher, keys)
+            self._save(number, self._fitted(number, plain, values, keys, orders))
             return seconds
 
         kit.figures.add(number, seconds_he_decrypt=await kit.blocking.run(work))
 
-    def _decrypt(
-        self, plain: Received, cipher: Received, keys: EpochKeys, orders: tuple[npt.NDArray[np.int64], ...]
-    ) -> tuple[AveragedUpdate, float]:
-        """The average in the clear, and the seconds that HE took."""
+    def _decrypt(self, plain: Received, cipher: Received, keys: EpochKeys) -> tuple[npt.NDArray[np.float64], float]:
+        """The opened sum, and the seconds that HE took."""
         layout = agreed_layout(plain.plan, plain)
-        counted = [member for member in plain.members if member.counted]
-        first_plain = [min(member.columns[index] for member in counted) for index in range(len(layout.modules))]
         blocks = as_blocks(cipher.path.read_bytes(), keys.parameters)
         check_residues(blocks, keys.parameters)
         count = min(len(blocks) * keys.parameters.values_per_block, layout.reals(layout.total_slots))
         started = self._kit.clock.monotonic_s()
         values = keys.decryptor.decrypt(blocks, count)
-        seconds = self._kit.clock.monotonic_s() - started
-        tensors = load_tensors(plain.path)
-        return open_average(tensors, values, orders, layout, first_plain, plain.total_weight), seconds
+        return values, self._kit.clock.monotonic_s() - started
+
+    def _fitted(
+        self,
+        number: int,
+        plain: Received,
+        values: npt.NDArray[np.float64],
+        keys: EpochKeys,
+        orders: Sequence[npt.NDArray[np.int64]],
+    ) -> AdapterState:
+        """The average at the agent's own rank; module after module, unless the whole of it is to be revealed."""
+        kit, plan, weight = self._kit, plain.plan, plain.total_weight
+        layout = agreed_layout(plan, plain)
+        counted = [member for member in plain.members if member.counted]
+        first_plain = [min(member.columns[index] for member in counted) for index in range(len(layout.modules))]
+        dense, parts = layout.unpack(layout.from_reals(values))
+        averaged = [dense_average(part, weight) for part in dense]
+        modules: Iterable[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = open_modules(
+            load_tensors(plain.path), parts, orders, layout, first_plain, weight
+        )
+        if kit.reveal:
+            modules = list(modules)
+            bases, cores = zip(*modules, strict=True) if modules else ((), ())
+            opened = AveragedUpdate(bases, cores, tuple(averaged))
+            kit.reveal.average(number, opened, [member.agent for member in counted])
+        return refit(modules, averaged, keys.seed, plan, number, kit.trainer.rank, kit.trainer.scaling)
 
     def _save(self, number: int, adapter: AdapterState) -> None:
         self._kit.trainer.save_adapter(self._kit.state.adapter(number), adapter)

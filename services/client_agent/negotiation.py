@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ def vote_tensors(
     return tensors
 
 
-def priorities_from_ranking(seed: FederationSeed, plan: Plan, tensors: dict[str, npt.NDArray[np.int64]]) -> list[Int64]:
+def priorities_from_ranking(seed: FederationSeed, plan: Plan, tensors: Mapping[str, Int64]) -> list[Int64]:
     """Column priorities per module from the aggregator's ranked tokens.
 
     Raises:

@@ -12,6 +12,7 @@ from services.client_agent.adapter import AdapterState
 from services.client_agent.domain import Activity, PayloadKind, Upload
 from services.client_agent.keys import EpochKeys
 from services.client_agent.kit import Kit
+from services.client_agent.round import wire_orders
 from services.client_agent.state import load_tensors, write_file, write_tensors
 from shelora.plan import Negotiation, Plan
 
@@ -24,6 +25,7 @@ class ColumnPriorities:
     def __init__(self, kit: Kit) -> None:
         """Work with these tools."""
         self._kit = kit
+        self._ordered: tuple[tuple[bytes, int], tuple[Int64, ...]] | None = None
 
     def told(self, plan: Plan) -> Upload | None:
         """The payload that was made for a plan version, None before it was."""
@@ -62,6 +64,15 @@ class ColumnPriorities:
             write_tensors(path, {str(index): order for index, order in enumerate(found)})
         tensors = load_tensors(path)
         return [tensors[str(index)] for index in range(len(plan.shapes.modules))]
+
+    async def orders(self, plan: Plan, keys: EpochKeys, number: int) -> tuple[Int64, ...]:
+        """Secret column order of every module in one round; the last one is remembered, a round asks several times."""
+        wanted = plan.digest(), number
+        if self._ordered is None or self._ordered[0] != wanted:
+            agreed = await self.agreed(plan, keys)
+            orders = await self._kit.blocking.run(lambda: wire_orders(keys.seed, plan, number, agreed))
+            self._ordered = wanted, orders
+        return self._ordered[1]
 
     async def _fetch(self, plan: Plan, keys: EpochKeys, folder: Path) -> list[Int64]:
         kit = self._kit

@@ -5,8 +5,9 @@ The steps are those of docs/method.md section 5. Matrices are in true column ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ import numpy.typing as npt
 from services.client_agent.adapter import AdapterState
 from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch
 from shelora.lora import (
-    Adapter,
     Factors,
     average,
     canonical,
@@ -69,6 +69,11 @@ class AveragedUpdate:
     basis: tuple[Float64, ...]
     core: tuple[Float64, ...]
     dense: tuple[Float64, ...]
+
+    @property
+    def modules(self) -> Iterator[tuple[Float64, Float64]]:
+        """(basis, core) per module."""
+        return zip(self.basis, self.core, strict=True)
 
 
 def local_update(adapter: AdapterState, scaling: float) -> LocalUpdate:
@@ -164,20 +169,48 @@ def open_average(
     Raises:
         ShapeMismatch, MalformedPayload, NonFiniteValue: the published payload does not fit the plan.
     """
-    dense, opened = layout.unpack(layout.from_reals(decrypted))
-    bases: list[Float64] = []
-    cores: list[Float64] = []
+    dense, parts = layout.unpack(layout.from_reals(decrypted))
+    modules = list(open_modules(tensors, parts, orders, layout, first_plain, total_weight))
+    return AveragedUpdate(
+        tuple(basis for basis, _ in modules),
+        tuple(core for _, core in modules),
+        tuple(dense_average(part, total_weight) for part in dense),
+    )
+
+
+def open_modules(
+    tensors: Mapping[str, npt.NDArray[np.floating]],
+    parts: Sequence[Float64],
+    orders: Sequence[Int64],
+    layout: SlotLayout,
+    first_plain: Sequence[int],
+    total_weight: float,
+) -> Iterator[tuple[Float64, Float64]]:
+    """As `open_average`, one module after the other, so that no more than one is in memory.
+
+    Args:
+        tensors: as there.
+        parts: the opened sum as the layout unpacks it, float64[s, k] per module.
+        orders: as there.
+        layout: as there.
+        first_plain: as there.
+        total_weight: as there.
+
+    Yields:
+        (basis float64[m, s], core float64[s, n]) per module.
+
+    Raises:
+        ShapeMismatch, MalformedPayload, NonFiniteValue: the published payload does not fit the plan.
+    """
     for index, (module, rows, order) in enumerate(zip(layout.modules, layout.basis_rows, orders, strict=True)):
         basis = _tensor(tensors, f"{index}.basis", (module.out_features, rows)).astype(np.float64)
         first = first_plain[index]
         plain = np.zeros((rows, module.in_features))
         plain[:, first:] = _tensor(tensors, f"{index}.plain", (rows, module.in_features - first))
-        part = opened[index]
+        part = parts[index]
         if layout.packing is Packing.DENSE:
             part = dequantise(module.name, part, _tensor(tensors, f"{index}.range", (rows,)))
-        bases.append(basis)
-        cores.append(undo(order, average(plain, part, total_weight)))
-    return AveragedUpdate(tuple(bases), tuple(cores), tuple(dense_average(part, total_weight) for part in dense))
+        yield basis, undo(order, average(plain, part, total_weight))
 
 
 def starting_adapter(seed: FederationSeed, plan: Plan, rank: int, dense: Sequence[Float64]) -> AdapterState:
@@ -189,16 +222,37 @@ def starting_adapter(seed: FederationSeed, plan: Plan, rank: int, dense: Sequenc
 
 
 def refit(
-    opened: AveragedUpdate, seed: FederationSeed, plan: Plan, round_number: int, rank: int, scaling: float
+    modules: Iterable[tuple[Float64, Float64]],
+    dense: Sequence[Float64],
+    seed: FederationSeed,
+    plan: Plan,
+    round_number: int,
+    rank: int,
+    scaling: float,
 ) -> AdapterState:
-    """Best adapter of the agent's own rank for an opened average."""
-    modules: list[Adapter] = [
+    """Best adapter of the agent's own rank for an opened average.
+
+    Args:
+        modules: (basis, core) per module, as `open_modules` yields them.
+        dense: opened dense tensors.
+        seed: what fresh rows are drawn from where the average lacks directions.
+        plan: of the round.
+        round_number: the round that was averaged.
+        rank: the agent's own.
+        scaling: the agent's alpha / rank.
+    """
+    fitted = tuple(
         reparameterize(
-            basis, core, rank, scaling, _rows(seed, plan, module, round_number, rank), missing=_MISSING_AFTER_FLOAT32
+            basis,
+            core,
+            rank,
+            scaling,
+            partial(_rows, seed, plan, module, round_number, rank),
+            missing=_MISSING_AFTER_FLOAT32,
         )
-        for module, basis, core in zip(plan.shapes.modules, opened.basis, opened.core, strict=True)
-    ]
-    return AdapterState(tuple(modules), opened.dense)
+        for module, (basis, core) in zip(plan.shapes.modules, modules, strict=True)
+    )
+    return AdapterState(fitted, tuple(dense))
 
 
 def _rows(seed: FederationSeed, plan: Plan, module: ModuleShape, round_number: int, rank: int) -> Float64:

@@ -23,12 +23,11 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as render_tensors
 
 from services.client_agent.round import LocalUpdate
@@ -135,16 +134,14 @@ class AgentState:
         path = self.root / "rounds" / str(round_number) / "factors.safetensors"
         if not path.exists():
             return None
-        data = path.read_bytes()
-        tensors = load_tensors(path)
+        tensors = StoredTensors(path)
         count = sum(name.endswith(".left") for name in tensors)
         dense = sum(name.startswith("dense.") for name in tensors)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         update = LocalUpdate(
             tuple(Factors(tensors[f"{index}.left"], tensors[f"{index}.right"]) for index in range(count)),
             tuple(tensors[f"dense.{index}"] for index in range(dense)),
         )
-        return update, json.loads(header["__metadata__"]["json"])
+        return update, json.loads(tensors.metadata["json"])
 
     @staticmethod
     def read_json(path: Path) -> dict[str, Any]:
@@ -184,15 +181,49 @@ def update_tensors(update: LocalUpdate) -> dict[str, Float64]:
     return tensors
 
 
-def load_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+class StoredTensors(Mapping[str, npt.NDArray[Any]]):
+    """Tensors of a safetensors file, each read when it is asked for; the file may be replaced meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file.
+
+        Raises: StoredBytesCorrupt when it does not parse.
+        """
+        try:
+            self._file = cast("Any", safe_open(path, framework="numpy"))
+        except SafetensorError as error:
+            raise StoredBytesCorrupt(
+                f"{path.name} in the agent's state does not parse", hint="delete the file"
+            ) from error
+        self._names = tuple(self._file.keys())
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What was written beside the tensors."""
+        return self._file.metadata() or {}
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Read one tensor; a copy."""
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: npt.NDArray[Any] = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """Names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._names)
+
+
+def load_tensors(path: Path) -> StoredTensors:
     """Tensors of a safetensors file of this agent's own.
 
     Raises: StoredBytesCorrupt when the file does not parse.
     """
-    try:
-        return parse_tensors(path.read_bytes())
-    except SafetensorError as error:
-        raise StoredBytesCorrupt(f"{path.name} in the agent's state does not parse", hint="delete the file") from error
+    return StoredTensors(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -14,7 +14,7 @@ from services.client_agent.domain import Activity, PayloadKind, Received, Upload
 from services.client_agent.keys import EpochKeys
 from services.client_agent.kit import Kit, agreed_layout
 from services.client_agent.priorities import ColumnPriorities
-from services.client_agent.round import LocalUpdate, cipher_values, factor_tensors, local_update, wire_orders
+from services.client_agent.round import LocalUpdate, cipher_values, factor_tensors, local_update
 from services.client_agent.state import load_tensors, write_file, write_tensors
 from shelora.errors import StalePlan, StoredBytesCorrupt
 from shelora.plan import Plan, SlotLayout
@@ -60,7 +60,7 @@ class RoundWorker:
         path = kit.state.round(number) / "factors.upload"
         marker = {"plan_digest": plan.digest().hex()}
         if not path.exists() or kit.state.read_json(path.with_suffix(".json")) != marker:
-            orders = wire_orders(keys.seed, plan, number, await self._priorities.agreed(plan, keys))
+            orders = await self._priorities.orders(plan, keys, number)
             await kit.blocking.run(lambda: write_tensors(path, factor_tensors(update, orders, kit.columns)))
             kit.state.write_json(path.with_suffix(".json"), marker)
         metrics = {name: float(value) for name, value in metadata["metrics"].items()}
@@ -136,7 +136,7 @@ class RoundWorker:
         self, update: LocalUpdate, plan: Plan, keys: EpochKeys, number: int, answer: Received, layout: SlotLayout
     ) -> Float64:
         kit = self._kit
-        orders = wire_orders(keys.seed, plan, number, await self._priorities.agreed(plan, keys))
+        orders = await self._priorities.orders(plan, keys, number)
         return await kit.blocking.run(
             lambda: cipher_values(update, orders, kit.columns, load_tensors(answer.path), answer.weight, layout)
         )

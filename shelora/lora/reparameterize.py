@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,9 @@ from shelora.lora.arrays import Array, check_matrix, check_positive, check_rank,
 
 MISSING_DIRECTION = 1e-12
 """Singular values up to this share of the largest count as missing."""
+
+FreshRows: TypeAlias = npt.ArrayLike | Callable[[], npt.ArrayLike]
+"""Rows of A for directions that an update does not have, or what draws them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,23 +74,25 @@ def reparameterize(
     core: npt.ArrayLike,
     rank: int,
     scaling: float,
-    fresh_rows: npt.ArrayLike,
+    fresh_rows: FreshRows,
     *,
     missing: float = MISSING_DIRECTION,
 ) -> Adapter:
     """Best adapter of a given rank for the update basis @ core.
 
     Thin SVD core = u S v^T; with D = S / scaling, b = basis u D^(1/2) and a = D^(1/2) v^T for the strongest `rank`
-    directions. So scaling * b @ a is the best fit of that rank (the basis is orthonormal), and the factors are
-    balanced: b.T @ b = a @ a.T, diagonal. Directions the core does not have get a zero column in b and a fresh row in
-    a, which leaves the update as it is and lets training use them.
+    directions. u and S come from the triangle of a QR decomposition, v^T from u^T core = S v^T. So scaling * b @ a is
+    the best fit of that rank (the basis is orthonormal), and the factors are balanced: b.T @ b = a @ a.T, diagonal.
+    Directions the core does not have get a zero column in b and a fresh row in a, which leaves the update as it is and
+    lets training use them.
 
     Args:
         basis: float[m, s], orthonormal columns.
         core: float[s, n], from `average`, in true column order.
         rank: the agent's rank, 1 <= rank <= min(m, n); may be larger than s.
         scaling: the agent's LoRA scaling, positive.
-        fresh_rows: float[at least rank, n], drawn from the federation seed; row j serves direction j.
+        fresh_rows: float[at least rank, n], drawn from the federation seed; row j serves direction j. A function that
+            draws them is called only if a direction is missing.
         missing: a direction counts as missing when its singular value is at most this share of the largest.
 
     Returns:
@@ -105,14 +112,18 @@ def reparameterize(
     m, n = directions.shape[0], coordinates.shape[1]
     check_rank(rank, min(m, n))
     factor = check_positive("scaling", scaling)
-    a = _check_fresh_rows(fresh_rows, rank, columns=n).copy()
-    b = np.zeros((m, rank))
-    inner, energy, outer = np.linalg.svd(coordinates, full_matrices=False)
+    triangle: Array = np.asarray(np.linalg.qr(coordinates.T, mode="r"))
+    inner, energy, _ = np.linalg.svd(triangle.T, full_matrices=False)
     present = min(rank, int(np.count_nonzero(energy > missing * np.max(energy, initial=0.0))))
-    root = np.sqrt(energy[:present] / factor)
-    signs = row_signs(outer[:present])
-    b[:, :present] = directions @ (inner[:, :present] * (root * signs))
-    a[:present] = outer[:present] * (root * signs)[:, None]
+    strongest, strengths = inner[:, :present], energy[:present]
+    scaled = strongest.T @ coordinates
+    root = row_signs(scaled) * np.sqrt(strengths / factor)
+    a, b = np.empty((rank, n)), np.zeros((m, rank))
+    np.multiply(scaled, (root / strengths)[:, None], out=a[:present])
+    np.matmul(directions, strongest * root, out=b[:, :present])
+    if present < rank:
+        rows = fresh_rows() if callable(fresh_rows) else fresh_rows
+        a[present:] = _check_fresh_rows(rows, rank, columns=n)[present:]
     return Adapter(b=b, a=a)
 
 

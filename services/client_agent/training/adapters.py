@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,11 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from services.client_agent.adapter import AdapterState
 from services.client_agent.config import LoraSection
+from services.client_agent.peft_files import WEIGHTS_FILE, write_adapter_folder
 from services.client_agent.training.model import LoadedModel
 from services.client_agent.training.targets import (
     check_disjoint,
@@ -28,12 +27,11 @@ from services.client_agent.training.targets import (
     choose_targets,
     uses_transposed_weights,
 )
-from services.common.files import full_disk_refused, make_folders, sync_folder, write_atomically
+from services.common.files import write_atomically
 from shelora.errors import InvalidConfiguration, StoredBytesCorrupt
 from shelora.lora import Adapter, lora_scaling
 from shelora.plan import DenseShape, ModelShapes, ModuleShape
 
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
 LABELS_FILE: Final = "labels.json"
 
 _PREFIX: Final = "base_model.model."
@@ -118,22 +116,8 @@ class TunedModel:
             ShapeMismatch, RankMismatch, NonFiniteValue: the state does not belong to this model.
         """
         state.check(self.shapes, self.rank)
-        names = self._stored_names()
         arrays = [array for module in state.modules for array in (module.a, module.b)] + list(state.dense)
-        tensors = {
-            name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-            for name, array in zip(names, arrays, strict=True)
-        }
-        make_folders(folder.parent)
-        written = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        shutil.rmtree(written, ignore_errors=True)
-        with full_disk_refused(folder.name):
-            write_atomically(written / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
-            self._saved_config().save_pretrained(str(written))
-            if self.labels:
-                labels = json.dumps(list(self.labels), ensure_ascii=False)
-                write_atomically(written / LABELS_FILE, labels.encode())
-            _replace_folder(written, folder)
+        write_adapter_folder(folder, dict(zip(self._stored_names(), arrays, strict=True)), self._write_config)
 
     def load(self, folder: Path) -> AdapterState:
         """Read what `save` wrote.
@@ -160,6 +144,12 @@ class TunedModel:
     def _stored_names(self) -> list[str]:
         names = [f"{_PREFIX}{module.name}.lora_{factor}.weight" for module in self.shapes.modules for factor in "AB"]
         return names + [_PREFIX + tensor.name for tensor in self.shapes.dense]
+
+    def _write_config(self, folder: Path) -> None:
+        self._saved_config().save_pretrained(str(folder))
+        if self.labels:
+            labels = json.dumps(list(self.labels), ensure_ascii=False)
+            write_atomically(folder / LABELS_FILE, labels.encode())
 
     def _saved_config(self) -> LoraConfig:
         config = LoraConfig.from_peft_type(**self.peft.peft_config[_ADAPTER].to_dict())
@@ -241,18 +231,3 @@ def _check_coverage(fresh: Collection[str], dense: Collection[str]) -> None:
 
 def _numbers(tensor: torch.Tensor) -> NDArray[np.float64]:
     return tensor.detach().to(device="cpu", dtype=torch.float64).numpy().copy()
-
-
-def _replace_folder(written: Path, folder: Path) -> None:
-    """Put a complete folder in place of another; a folder cannot be renamed over one that has files."""
-    for path in written.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    sync_folder(written)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    written.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

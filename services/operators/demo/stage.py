@@ -14,6 +14,7 @@ import yaml
 
 from services.common.clock import Clock
 from services.common.identity import Role
+from services.common.keymanager_client import FetchedEpoch
 from services.operators.demo.folder import DemoFolder
 from services.operators.demo.options import EMBEDDED, DemoOptions
 from services.operators.demo.processes import Crew
@@ -221,9 +222,13 @@ class Stage:
 
     async def start_federation(self, session: Session) -> None:
         """Create the federation with the current epoch's HE parameters, and start it."""
-        epoch = await session.epoch(0)
+        await session.federations.create(self.specification(await session.epoch(0)))
+        await session.federations.start(FEDERATION)
+
+    def specification(self, epoch: FetchedEpoch) -> FederationSpec:
+        """The federation: all agents in every round, one may be lost, no hurry."""
         agents = self._options.agents
-        spec = FederationSpec(
+        return FederationSpec(
             federation=FEDERATION,
             rounds=self._options.rounds,
             target_agents=agents,
@@ -237,8 +242,6 @@ class Stage:
             train_timeout_s=_LONG_S,
             cipher_timeout_s=_LONG_S,
         )
-        await session.federations.create(spec)
-        await session.federations.start(FEDERATION)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -195,7 +195,7 @@ def test_refit_is_the_best_fit_of_the_own_rank_and_nests():
     plan = make_plan([WIDTHS])
     opened = run_round(plan, senders, senders, wire_orders(SEED, plan, 1, priorities(rng)))
     for rank, scaling in ((2, 2.0), (4, 0.25)):
-        fitted = refit(opened, SEED, plan, 1, rank, scaling)
+        fitted = refit(opened.modules, opened.dense, SEED, plan, 1, rank, scaling)
         fitted.check(SHAPES, rank)
         for index, module in enumerate(fitted.modules):
             whole = opened.basis[index] @ opened.core[index]
@@ -211,7 +211,7 @@ def test_directions_that_the_average_lacks_get_seeded_rows():
     senders = [Sender.random(rng, 1, (3, 12), 0.5) for _ in range(2)]
     plan = make_plan([(3, 12)])
     opened = run_round(plan, senders, senders, wire_orders(SEED, plan, 7, priorities(rng)))
-    fitted = refit(opened, SEED, plan, 7, 5, 1.0)
+    fitted = refit(opened.modules, opened.dense, SEED, plan, 7, 5, 1.0)
     for module, shape in zip(fitted.modules, SHAPES.modules, strict=True):
         rows = fresh_rows(SEED, plan.federation, plan.epoch, shape.name, 7, 5, shape.in_features)
         np.testing.assert_array_equal(module.a[2:], rows[2:])
@@ -231,7 +231,7 @@ def test_noise_of_float32_is_no_direction():
     senders = [Sender(3, (2, 2), 0.5, update) for _ in range(2)]
     plan = make_plan([(2, 2)])
     opened = run_round(plan, senders, senders, wire_orders(SEED, plan, 1, priorities(rng)))
-    fitted = refit(opened, SEED, plan, 1, 3, 1.0)
+    fitted = refit(opened.modules, opened.dense, SEED, plan, 1, 3, 1.0)
     assert not fitted.modules[0].b[:, 1:].any()
     assert not fitted.modules[1].b.any()
 

@@ -45,6 +45,25 @@ def test_best_fit_balanced_and_fresh_rows_for_missing_directions(case):
     np.testing.assert_array_equal(np.max(a, axis=1), np.max(np.abs(a), axis=1))
 
 
+def test_fresh_rows_are_drawn_only_for_missing_directions():
+    rng = np.random.default_rng(2)
+    core = rng.normal(size=(2, 5))
+    fresh = rng.uniform(-1, 1, (3, 5))
+    asked = []
+
+    def draw():
+        asked.append(True)
+        return fresh
+
+    directions = np.eye(6)[:, :2]
+    whole = reparameterize(directions, core, 2, 2.0, draw)
+    assert not asked
+    np.testing.assert_array_equal(whole.a, reparameterize(directions, core, 2, 2.0, fresh).a)
+    lacking = reparameterize(directions, core, 3, 2.0, draw)
+    assert asked == [True]
+    np.testing.assert_array_equal(lacking.a[2], fresh[2])
+
+
 def test_zero_core_gives_the_initial_adapter():
     fresh = np.random.default_rng(1).uniform(-1, 1, (3, 5))
     adapter = reparameterize(np.eye(6)[:, :2], np.zeros((2, 5)), 3, 2.0, fresh)
