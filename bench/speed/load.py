@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,21 @@ class Run:
         """Budget of an agent."""
         return self.budgets[index % len(self.budgets)]
 
+    def save(self, path: Path) -> None:
+        """Write it for another process."""
+        path.write_text(json.dumps({**asdict(self), "packing": self.packing.value}), encoding="utf-8")
+
     @property
     def lora_bytes(self) -> int:
         """Bytes of the first agent's adapter in float32: what averaging without encryption sends each way."""
         return 4 * self.modules * self.rank(0) * (self.out_features + self.in_features)
+
+
+def read_run(path: Path) -> Run:
+    """What `Run.save` wrote."""
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    ranks, budgets = tuple(fields["ranks"]), tuple(fields["budgets"])
+    return Run(**{**fields, "ranks": ranks, "budgets": budgets, "packing": Packing(fields["packing"])})
 
 
 @dataclass(frozen=True)
@@ -100,5 +111,5 @@ def read_workload(path: Path) -> Workload:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidConfiguration(
             f"workload {path}: expected sizes, ranks, runs and a baseline, got {type(error).__name__}: {error}",
-            hint="compare it with bench/workload/published.json",
+            hint="compare it with bench/speed/published.json",
         ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from bench.workload.load import Run
+from bench.speed.load import Run
 from services.client_agent.adapter import AdapterState
 from services.client_agent.domain import Signature
 from services.client_agent.peft_files import CONFIG_FILE, write_adapter_folder
@@ -36,11 +35,7 @@ class NoScore:
 
 
 class GivenTrainer:
-    """Adapters with entries of standard deviation 0.02, as trained ones have; another one each round.
-
-    Attributes:
-        trained_s: when each round's training was asked for, monotonic seconds.
-    """
+    """Adapters with entries of standard deviation 0.02, as trained ones have; another one each round."""
 
     def __init__(self, run: Run, index: int) -> None:
         """Draw everything beforehand, so that no round pays for it."""
@@ -58,7 +53,6 @@ class GivenTrainer:
         ]
         self._norms = tuple(rng.uniform(0.1, 5.0, shape.in_features) for shape in run.shapes.modules)
         self._state = AdapterState((), ())
-        self.trained_s: dict[int, float] = {}
 
     def initial_dense(self, stream: Callable[[str, int], Float64]) -> tuple[Float64, ...]:
         """There are no dense tensors."""
@@ -79,7 +73,6 @@ class GivenTrainer:
 
     def train(self, round_number: int, report: Report, should_stop: Callable[[], bool]) -> dict[str, float]:
         """Put the round's adapter in place; modules change places from round to round."""
-        self.trained_s[round_number] = time.monotonic()
         shift = round_number % len(self._adapters)
         self._state = AdapterState((*self._adapters[shift:], *self._adapters[:shift]), ())
         return {"loss": 0.0, "steps": 1.0, "stopped": 0.0}

@@ -1,0 +1,1 @@
+"""Seconds, bytes and memory of whole federations, and what the same work costs elsewhere."""

@@ -1,1 +1,0 @@
-"""The published workload, and variants of it, through real processes of all three services."""
