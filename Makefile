@@ -15,11 +15,14 @@ quoted = '$(subst ','\'',$(1))'
 given = $(and $(findstring command line,$(origin $(1))),$($(1)))
 demo_arguments = $(foreach name,$(DEMO_OPTIONS),$(if $(call given,$(name)),--$(call lower,$(name)) $(call quoted,$($(name)))))
 
+# Options of the measurements.
+bench_arguments = $(if $(call given,PUBLISH),--publish) $(if $(call given,FRESH),--fresh)
+
 # Options of the compose targets, for scripts/compose.sh.
 COMPOSE_OPTIONS := PYTHON_IMAGE TORCH TORCH_INDEX MONITORING ROUNDS VOLUMES
 compose_environment = $(foreach name,$(COMPOSE_OPTIONS),$(if $(call given,$(name)),$(name)=$(call quoted,$($(name)))))
 
-.PHONY: help setup demo audit test check format protos lock clean images compose-up compose-demo compose-down compose-test k8s-validate
+.PHONY: help setup demo bench parity audit test check format protos lock clean images compose-up compose-demo compose-down compose-test k8s-validate
 
 help: ## list the targets
 	@echo 'SHE-LoRA: federated fine-tuning with selectively encrypted LoRA updates'
@@ -29,6 +32,7 @@ help: ## list the targets
 	@echo
 	@echo '  options of the demo: DATA=train.jsonl TEST=test.jsonl MODEL=path AGENTS=4 ROUNDS=3 RANKS=4,8,16,32'
 	@echo '                       BUDGETS=full,25%,5%,auto COMPARE=plaintext PACKING=dense OUT=build/demo'
+	@echo '  options of bench, parity and audit: PUBLISH=1 FRESH=1'
 	@echo '  options of images and compose: PYTHON_IMAGE=python:3.12-slim-trixie TORCH=cpu|cuda TORCH_INDEX=url'
 	@echo '                       MONITORING=yes ROUNDS=3 VOLUMES=yes'
 
@@ -38,8 +42,14 @@ setup: ## find a usable Python, make .venv, install the locked packages
 demo: setup ## key manager, aggregator and four agents tune a model together on this machine
 	@exec $(BIN)/python -m services.operators.demo $(demo_arguments)
 
+bench: setup ## measure speed, bytes and memory, report in build/bench (PUBLISH=1 rewrites docs/benchmarks.md)
+	@exec $(BIN)/python -m bench speed $(bench_arguments)
+
+parity: setup ## accuracy against other ways to average, report in build/bench (PUBLISH=1 rewrites docs/benchmarks.md)
+	@exec $(BIN)/python -m bench parity $(bench_arguments)
+
 audit: setup ## attack what the aggregator sees, report in build/audit (PUBLISH=1 rewrites docs/privacy.md and its table)
-	@exec nice $(BIN)/python -m bench audit $(if $(call given,PUBLISH),--publish)
+	@exec nice $(BIN)/python -m bench audit $(bench_arguments)
 
 test: check ## everything CI runs: check, then all tests, in containers too where a Docker Engine answers
 	@scripts/test.sh

@@ -29,5 +29,20 @@ def audit(
     run(out, fresh=fresh, publish=publish)
 
 
+@app.command()
+def speed(
+    out: Annotated[Path, typer.Option(help="Folder of records, report and plots.")] = Path("build/bench/speed"),
+    only: Annotated[str | None, typer.Option(help="Measure only parts whose name contains this; no report.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Also rewrite docs/benchmarks.md, its plots and the README's table.")
+    ] = False,
+) -> None:
+    """Seconds, bytes, memory: the published workload beside its re-created procedure, the price of privacy, growth."""
+    from bench.speed.runner import run  # heavy libraries only for the command that needs them
+
+    run(out, fresh=fresh, publish=publish, only=only)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m bench")

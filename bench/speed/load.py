@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +113,48 @@ def read_workload(path: Path) -> Workload:
             f"workload {path}: expected sizes, ranks, runs and a baseline, got {type(error).__name__}: {error}",
             hint="compare it with bench/speed/published.json",
         ) from error
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the aggregator's computations are scaled: one size at a time, the others as in `base`.
+
+    Attributes:
+        base: where every sweep starts from.
+        sweeps: values by "agents", "rank", "width" or "modules".
+    """
+
+    base: Run
+    sweeps: Mapping[str, tuple[int, ...]]
+
+    def at(self, sweep: str, value: int) -> Run:
+        """The run at one value of a sweep."""
+        changed: dict[str, dict[str, Any]] = {
+            "agents": {"agents": value},
+            "rank": {"ranks": (value,)},
+            "width": {"out_features": value, "in_features": value},
+            "modules": {"modules": value},
+        }
+        return replace(self.base, **changed[sweep])
+
+
+def read_scale(path: Path) -> Scale:
+    """Read a data file.
+
+    Raises:
+        InvalidConfiguration: fields that are missing or cannot be.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields = {**found["base"], "ranks": tuple(found["base"]["ranks"]), "budgets": (found["base"]["budget"],)}
+        del fields["budget"]
+        sweeps = {name: tuple(int(value) for value in values) for name, values in found["sweeps"].items()}
+        scale = Scale(Run(**fields), sweeps)
+        for name, values in sweeps.items():
+            scale.at(name, values[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InvalidConfiguration(
+            f"scale {path}: expected a base and sweeps, got {type(error).__name__}: {error}",
+            hint="compare it with bench/speed/scale.json",
+        ) from error
+    return scale
