@@ -16,7 +16,7 @@ RUN = Run(agents=2, modules=3, out_features=8, in_features=6, ranks=(2, 4), budg
 
 def test_the_published_workload_is_that_of_the_published_benchmark() -> None:
     workload = read_workload(DATA / "published.json")
-    assert list(workload.runs)[0] == "0.125% exact"
+    assert next(iter(workload.runs)) == "0.125% exact"
     for run in workload.runs.values():
         assert (run.agents, run.modules, run.out_features, run.in_features, run.ranks) == (4, 104, 3200, 3200, (4,))
     assert workload.runs["full dense"].packing is Packing.DENSE
