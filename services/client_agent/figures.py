@@ -34,7 +34,7 @@ FETCHED = tuple(name.removesuffix("_bytes_down") for name in _DOWN)
 
 
 class RoundFigures:
-    """Collects figures by name; each survives a restart as soon as it is added."""
+    """Collects figures by name; each survives the process as soon as it is added."""
 
     def __init__(self, state: AgentState, on_added: Added = lambda _before, _figures: None) -> None:
         """Keep them in this state folder, and tell of every figure."""
@@ -46,7 +46,7 @@ class RoundFigures:
         path = self._state.figures(round_number)
         before = self._state.read_json(path)
         fresh = {name: float(value) for name, value in figures.items()}
-        self._state.write_json(path, before | fresh)
+        self._state.write_json(path, before | fresh, synced=False)
         self._on_added(before, fresh)
 
     def get(self, round_number: int) -> dict[str, float]:

@@ -12,8 +12,9 @@
       budget.json, link.json           encrypted columns as first resolved; measured upload rate
       lock                             held while an agent runs
 
-Every file appears whole or not at all (temporary file, fsync, rename). A payload is written before its first byte is
-sent: a restarted agent sends the same bytes, which the aggregator recognises.
+Every file appears whole or not at all (temporary file, fsync, rename; figures and the measured upload rate go without
+fsync, a power cut may undo them). A payload is written before its first byte is sent: a
+restarted agent sends the same bytes, which the aggregator recognises.
 """
 
 from __future__ import annotations
@@ -160,9 +161,9 @@ class AgentState:
         return found
 
     @staticmethod
-    def write_json(path: Path, value: Mapping[str, Any]) -> None:
-        """Write a JSON object whole."""
-        write_file(path, json.dumps(dict(value), indent=1, sort_keys=True).encode())
+    def write_json(path: Path, value: Mapping[str, Any], *, synced: bool = True) -> None:
+        """Write a JSON object whole; see `write_file`."""
+        write_file(path, json.dumps(dict(value), indent=1, sort_keys=True).encode(), synced=synced)
 
     def _folder(self, kind: str, name: str) -> Path:
         folder = self.root / kind / name
@@ -231,6 +232,6 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     write_file(path, render_tensors(dict(tensors)))
 
 
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that only this agent may read, whole or not at all."""
-    write_atomically(path, data, mode=0o600)
+def write_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -> None:
+    """Write a file that only this agent may read, whole or not at all; without `synced` a power cut may undo it."""
+    write_atomically(path, data, mode=0o600, synced=synced)

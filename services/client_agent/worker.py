@@ -166,7 +166,7 @@ class RoundWorker:
     def _remember_upload_rate(self, sent_bytes: int, seconds: float) -> None:
         if sent_bytes > 1 << 16 and seconds > 0:
             rate = {"upload_bytes_per_s": sent_bytes / seconds}
-            self._kit.state.write_json(self._kit.state.root / "link.json", rate)
+            self._kit.state.write_json(self._kit.state.root / "link.json", rate, synced=False)
 
 
 def _plan(view: View) -> Plan:

@@ -58,13 +58,14 @@ def make_folders(folder: Path, mode: int = 0o755) -> None:
         sync_folder(path.parent)
 
 
-def write_atomically(path: Path, data: bytes | memoryview, mode: int = 0o644) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, mode: int = 0o644, *, synced: bool = True) -> None:
     """Write a whole file: temporary file with the final permissions, fsync, rename, fsync of the folder.
 
     Args:
         path: final place; its folder is made if missing.
         data: the content.
         mode: permissions, 0o600 for secrets; they hold from the first byte on.
+        synced: whether it has to survive the machine's death, too; without, it survives the process's.
 
     Raises:
         StorageFull: the disk takes no more; the old file is untouched.
@@ -78,12 +79,14 @@ def write_atomically(path: Path, data: bytes | memoryview, mode: int = 0o644) ->
                 os.fchmod(file.fileno(), mode)
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
 
 
 def check_writable(path: Path, what: str) -> None:

@@ -35,14 +35,14 @@ class DyingDisk:
         self.writes = 0
         self.armed = False
 
-    def __call__(self, path: Path, data: bytes | memoryview, mode: int = 0o644) -> None:
+    def __call__(self, path: Path, data: bytes | memoryview, mode: int = 0o644, *, synced: bool = True) -> None:
         deadly = False
         if self.armed:
             self.writes += 1
             deadly = self.writes == self.deadly_write
         if deadly and not self.after:
             raise Killed(path.name)
-        files.write_atomically(path, data, mode)
+        files.write_atomically(path, data, mode, synced=synced)
         if deadly:
             raise Killed(path.name)
 

@@ -138,6 +138,18 @@ def test_an_atomic_write_has_its_mode_and_leaves_nothing_else(tmp_path: Path) ->
     make_folders(path.parent)
 
 
+@pytest.mark.parametrize("synced", [True, False])
+def test_what_is_not_synced_is_whole_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: bool
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    write_atomically(tmp_path / "figures", b"one", synced=synced)
+    assert (tmp_path / "figures").read_bytes() == b"one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["figures"]
+    assert len(calls) == (2 if synced else 0)
+
+
 def test_a_failed_atomic_write_keeps_the_old_file(tmp_path: Path) -> None:
     folder = tmp_path / "taken"
     folder.mkdir()
