@@ -67,10 +67,12 @@ def bytes_table(found: Explanation) -> Sheet:
 
 def seconds_table(found: Explanation) -> Sheet:
     """One line an agent, or several that are alike: seconds and memory of one round besides training."""
+    own = sum(cost.measured for cost in found.agents)
     table = Sheet(
         "agent", "factors s>", "pack s>", "encrypt s>", "upload s>", "download s>", "decrypt s>", "refit s>",
-        "all s>", "RAM MB>", "rates",
-        title="seconds and extra memory of one round, training and waiting left out",
+        "other s>", "all s>", "RAM MB>",
+        title="seconds and extra memory of one round, training and waiting left out; agents with figures of their own: "
+        f"{own} of {len(found.agents)}",
     )  # fmt: skip
     for agents, cost in _costs(found):
         table.add(
@@ -82,9 +84,9 @@ def seconds_table(found: Explanation) -> Sheet:
             _short(cost.download_s),
             _short(cost.decrypt_s),
             _short(cost.refit_s),
+            _short(cost.overhead_s),
             _short(cost.seconds),
             f"{cost.peak_ram_bytes / 1e6:.0f}",
-            "its own" if cost.measured else "assumed",
         )
     return table
 

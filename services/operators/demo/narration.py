@@ -56,8 +56,8 @@ def safety_line(found: Explanation) -> Text:
     return Text.assemble(
         "leakage: ",
         ("unsafe", "bold red"),
-        f" for {', '.join(found.unsafe)}, whose budgets leave columns plain: allowed here (--allow-unsafe), because "
-        "unequal budgets are what this demonstrates; shelora audit gives the reasons",
+        f" for {', '.join(found.unsafe)}, whose budgets leave columns plain: allowed here (--allow-unsafe) to show "
+        "unequal budgets; reasons: shelora audit",
     )
 
 

@@ -23,6 +23,12 @@ FLOAT_BYTES: Final = 4
 DOUBLE_BYTES: Final = 8
 """Bytes of a value in memory."""
 
+_STEPS: Final = 3
+"""Steps of an agent in a round: factors, cipher, apply."""
+
+_PACK_PASSES: Final = {Packing.EXACT: 4, Packing.DENSE: 8}
+"""How often packing walks through the values, the first touch of fresh memory included."""
+
 _REFIT_PASSES: Final = 2.5
 """How often re-fitting walks through a core, besides the decomposition."""
 
@@ -47,6 +53,7 @@ class AgentCost:
         encrypt_s, decrypt_s: the HE library alone.
         upload_s, download_s: on the link.
         refit_s: opening the average and fitting it to the own rank.
+        overhead_s: requests, and files written and flushed, in the three steps factors, cipher, apply.
         peak_ram_bytes: most that a step of the round holds at once, on top of model and process.
         measured: whether the seconds rest on figures that the agent reported.
     """
@@ -71,6 +78,7 @@ class AgentCost:
     download_s: float
     decrypt_s: float
     refit_s: float
+    overhead_s: float
     peak_ram_bytes: int
     measured: bool
 
@@ -78,7 +86,7 @@ class AgentCost:
     def seconds(self) -> float:
         """All seconds together: what a round takes this agent besides training and waiting."""
         computed = self.canonical_s + self.pack_s + self.encrypt_s + self.decrypt_s + self.refit_s
-        return computed + self.upload_s + self.download_s
+        return computed + self.upload_s + self.download_s + self.overhead_s
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ def agent_cost(
         download_s=down / rates.download_bytes_per_s,
         decrypt_s=rates.decrypt_s(published.blocks * layout.values_per_block),
         refit_s=_refit_s(shapes, layout, rank, rates),
+        overhead_s=_STEPS * rates.step_s,
         peak_ram_bytes=peak_ram_bytes(shapes, layout, participant, published),
         measured=rates.measured,
     )
@@ -213,7 +222,7 @@ def _canonical_s(shapes: ModelShapes, rank: int, rates: Rates) -> float:
 
 
 def _pack_s(layout: SlotLayout, rank: int, columns: tuple[int, ...], rates: Rates) -> float:
-    passes = 2 if layout.packing is Packing.DENSE else 1
+    passes = _PACK_PASSES[layout.packing]
     return sum(
         rates.call_s / 2 + passes * rates.move_s(s * k) + rates.product_s(s, rank, k)
         for s, k in zip(layout.basis_rows, columns, strict=True)

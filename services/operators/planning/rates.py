@@ -30,7 +30,8 @@ class Rates:
         memory_values_per_s: float64 numbers brought into another order, one core.
         digest_bytes_per_s: bytes read, digested and added to a sum or compared, one core.
         call_s: fixed cost of one module in one step.
-        file_s: fixed cost of one payload in one step.
+        file_s: fixed cost of one payload in one step of the aggregator.
+        step_s: fixed cost of one step of an agent: requests, and files that are written and flushed.
         cores: that encrypt and decrypt at once; everything else is computed on one.
         measured: whether an agent's own figures are in it.
 
@@ -48,6 +49,7 @@ class Rates:
     digest_bytes_per_s: float = 1e9
     call_s: float = 1e-4
     file_s: float = 5e-4
+    step_s: float = 0.04
     cores: int = 1
     measured: bool = False
 

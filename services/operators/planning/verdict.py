@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from services.operators.leakage import Level, Settings, Verdict, judge
 from services.operators.planning.terms import Participant, Terms
 from shelora.errors import UnsafePlan
 from shelora.plan import ModelShapes
+
+_SHOWN: Final = 6
+"""Names in a message; more are counted."""
 
 
 def verdicts_of(shapes: ModelShapes, participants: Sequence[Participant], terms: Terms) -> tuple[Verdict, ...]:
@@ -53,6 +57,3 @@ def require_safe(verdicts: Sequence[Verdict]) -> None:
         hint="give these agents the budget full; --allow-unsafe goes on without",
         context={"agents": ",".join(names[:_SHOWN])},
     )
-
-
-_SHOWN = 6

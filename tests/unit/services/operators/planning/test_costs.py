@@ -93,6 +93,7 @@ def test_seconds_by_hand() -> None:
         multiply_flops_per_s=1e9,
         memory_values_per_s=1e5,
         call_s=0.5,
+        step_s=0.7,
         cores=2,
     )
     shapes = parse_shapes("2*100x200")
@@ -104,13 +105,16 @@ def test_seconds_by_hand() -> None:
     down = 4 * 2 * 16 * 4 + 4 * 2 * 100 * 16 + 2 * 65_536
     assert found.download_s == pytest.approx(down / 2000)
     assert found.canonical_s == pytest.approx(2 * (1.0 + 12 * 300 * 16 / 1e6))
-    assert found.pack_s == pytest.approx(2 * (0.25 + 16 * 200 / 1e5 + 2 * 16 * 4 * 200 / 1e9))
+    assert found.pack_s == pytest.approx(2 * (0.25 + 4 * 16 * 200 / 1e5 + 2 * 16 * 4 * 200 / 1e9))
     svd = (6 * 200 * 256 + 8 * 4096) * (16 + 64) / 16 / 1e6
     moved = (16 * 300 + 2.5 * 16 * 200 + 4.5 * 4 * 200) / 1e5
     assert found.refit_s == pytest.approx(2 * (0.5 + moved + svd))
     parts = (found.canonical_s, found.pack_s, found.encrypt_s, found.upload_s, found.download_s, found.decrypt_s)
-    assert found.seconds == pytest.approx(sum(parts) + found.refit_s)
+    assert found.seconds == pytest.approx(sum(parts) + found.refit_s + 3 * 0.7)
     assert not found.measured
+    terms = Terms(packing=Packing.DENSE)
+    dense = explain(shapes, imagine(shapes, [4, 12], ["full"]), terms, rates=rates).agents[0]
+    assert dense.pack_s - found.pack_s == pytest.approx(2 * 4 * 16 * 200 / 1e5)
 
 
 def test_an_agent_has_its_own_rates_where_it_measured_them() -> None:

@@ -58,7 +58,7 @@ def agent(**changes: object) -> Participant:
         ),
         ([agent()], Terms(payload_limit_bytes=65_535), PayloadTooLarge, "a: expected ciphertext of at most 0 MB"),
         ([agent(columns=(0, 0))], Terms(payload_limit_bytes=3500), PayloadTooLarge, "factors"),
-        ([agent(budget="auto:0.001s")], Terms(), InvalidPlan, "5,000 dense values take"),
+        ([agent(budget="auto:0.001s", columns=(0, 0))], Terms(), InvalidPlan, "5,000 dense values take"),
     ],
 )
 def test_what_cannot_work_is_refused(participants, terms, error, message) -> None:
@@ -94,6 +94,12 @@ def test_auto_with_enough_seconds_is_allowed() -> None:
         explain(SHAPES, [little], rates=rates)
     quick = Participant("a", 4, "auto:0.99s", (0, 0), rates=Rates())
     assert explain(SHAPES, [quick], rates=rates).agents[0].blocks == 2
+
+
+def test_what_registered_agents_call_their_budget_is_taken_as_it_is() -> None:
+    """An agent that encrypts columns has measured that it can; others may register any text."""
+    assert explain(SHAPES, [agent(budget="auto:0.001s")]).agents[0].budget == "auto:0.001s"
+    assert explain(SHAPES, [agent(budget="as much as I can")]).agents[0].encrypted_share == 1.0
 
 
 def test_terms_alone_can_be_checked() -> None:
