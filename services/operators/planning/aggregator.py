@@ -48,7 +48,7 @@ class AggregatorCost:
         basis_s: common basis of all left factors.
         projection_s: every member's projection.
         average_s: sum of the plain columns.
-        sum_s: sum of the ciphertexts' residues.
+        sum_s: sum of the ciphertexts' residues, which are taken to arrive two at a time.
         check_s: checks and digests of everything received.
         cpu_s: all of these.
         peak_ram_bytes: most that computing holds at once, on top of the idle process.

@@ -68,13 +68,16 @@ def basis_of(shapes: ModelShapes, ranks: Sequence[int], rows: tuple[int, ...], c
     if kept == 1.0:
         return Basis(total, rows, True, 1.0, None, "the average is exact")
     ratio = max((known for known in _CAP_EXCESS if known <= cap / largest), default=None)
-    lost = f"the average is the best fit of rank {cap}: {kept:.0%} of the directions are kept"
+    lost = f"the average keeps the {cap} strongest of up to {total} directions"
     if ratio is None:
         return Basis(
             total, rows, False, kept, None, f"{lost}; what that costs was not measured below a cap of 2 x largest rank"
         )
     low, high = _CAP_EXCESS[ratio]
-    cost = f"{lost}; at {ratio} x the largest rank a fit was {low:.2%} to {high:.2%} worse than the best possible"
+    cost = (
+        f"{lost}; of 20 correlated agents a fit at {ratio} x the largest rank was {low:.2%} to {high:.2%} above the "
+        "least error"
+    )
     return Basis(total, rows, False, kept, (low, high), cost)
 
 
