@@ -4,7 +4,7 @@ SheLoraError
 ├── MalformedInput        the caller sent something that can never be right
 │   ├── ShapeMismatch, RankMismatch, NonFiniteValue, ValueOutOfRange, ResidueOutOfRange
 │   ├── SizeMismatch, ChecksumMismatch, PayloadTooLarge, MalformedPayload
-│   └── InvalidConfiguration, InvalidIdentifier, InvalidPlan
+│   └── InvalidConfiguration, InvalidIdentifier, InvalidPlan, UnsafePlan
 ├── NotFound              UnknownFederation, UnknownAgent, UnknownRound, UnknownEpoch, UnknownUpload, UnknownBlob
 ├── Conflict              ConflictingResend, FederationExists, IdentityConflict
 ├── WrongState            WrongPhase, WrongEpoch, StalePlan, DigestMismatch, NotInCohort, VersionMismatch,
@@ -125,6 +125,12 @@ class InvalidPlan(MalformedInput):
     """A plan or federation specification contradicts itself."""
 
     code = "invalid_plan"
+
+
+class UnsafePlan(MalformedInput):
+    """A plan that works but gives away what it should protect; whoever runs it may allow it."""
+
+    code = "unsafe_plan"
 
 
 class NotFound(SheLoraError):

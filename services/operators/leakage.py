@@ -61,7 +61,7 @@ class Settings:
     Attributes:
         agent: its name.
         rank: LoRA rank.
-        widths, columns: input width n and encrypted columns k, a module each.
+        widths, columns: input width n and encrypted columns k, a module each; none where all tensors are trained whole.
         agents: agents in the federation.
         examples: local texts.
         batch_size: texts a step.
@@ -80,17 +80,17 @@ class Settings:
     def __post_init__(self) -> None:
         """Check that there is something to judge."""
         counts = (self.rank, self.agents, self.examples, self.batch_size, self.steps)
-        if min(counts) < 1 or not self.widths or len(self.widths) != len(self.columns):
+        if min(counts) < 1 or len(self.widths) != len(self.columns):
             raise InvalidConfiguration(
-                f"audit of {self.agent}: expected at least 1 module, agent, text and step, got {counts} and "
+                f"audit of {self.agent}: expected at least 1 agent, text and step, got {counts} and "
                 f"{len(self.columns)} column counts for {len(self.widths)} modules",
                 hint="name ranks, model shapes and texts above 0",
             )
 
     @property
     def plain(self) -> int:
-        """Most plain columns of a module."""
-        return max(width - count for width, count in zip(self.widths, self.columns, strict=True))
+        """Most plain columns of a module, 0 without modules."""
+        return max((width - count for width, count in zip(self.widths, self.columns, strict=True)), default=0)
 
     @property
     def hidden_share(self) -> float:
@@ -133,8 +133,7 @@ def judge(settings: Settings, table: Table | None = None) -> Verdict:
     """
     figures = load_table() if table is None else table
     remarks = (
-        *_right(settings, figures),
-        *_left(settings, figures),
+        *_factors(settings, figures),
         _membership(settings, figures),
         *_cohort(settings),
     )
@@ -157,6 +156,13 @@ def load_table(path: Path = TABLE) -> Table:
             hint="install the package again, or write the file with make audit PUBLISH=1",
         ) from error
     return found
+
+
+def _factors(settings: Settings, table: Table) -> Iterable[Remark]:
+    """Factors of LoRA pairs; tensors that are trained whole are always encrypted."""
+    if settings.widths:
+        yield from _right(settings, table)
+        yield from _left(settings, table)
 
 
 def _right(settings: Settings, table: Table) -> Iterable[Remark]:

@@ -16,9 +16,7 @@ from rich.text import Text
 from services.common.audit import AuditRecord
 from services.common.keymanager_client import FetchedEpoch
 from services.operators.domain import Event, Federation, Member, RegisteredAgent, Round
-from services.operators.explain import Explanation
 from services.operators.sheet import Sheet
-from shelora.plan import Packing
 from shelora.rounds.phases import FederationState, RoundPhase
 
 _MEGABYTE: Final = 1e6
@@ -204,40 +202,6 @@ def audit_table(records: Sequence[AuditRecord]) -> Sheet:
     table = Sheet("#>", "when", "who", "action", "on", "outcome")
     for record in records:
         table.add(str(record.sequence), at(record.at_ms), record.actor, record.action, record.subject, record.outcome)
-    return table
-
-
-def explanation_table(found: Explanation) -> Sheet:
-    """One line an agent: what it sends, receives and computes in one round."""
-    rows = sorted(set(found.basis_rows))
-    span = f"{rows[0]}" if len(rows) == 1 else (f"{rows[0]} to {rows[-1]}" if rows else "0")
-    exact = "the average is exact" if found.exact else "the average is the best fit of that rank"
-    if found.packing is Packing.DENSE:
-        exact += ", rounded to about 1e-4 of its norm"
-    table = Sheet(
-        "agent", "rank>", "budget", "k>", "share>", "blocks>", "factors up MB>", "cipher up MB>", "up MB>",
-        "projection MB>", "average MB>", "cipher down MB>", "down MB>", "encrypt s>", "upload s>",
-        title=f"{found.modules} modules, {found.dense_values:,} dense values, basis rows {span} "
-        f"(cap {found.cap}), {found.packing.value} packing: {exact}",
-    )  # fmt: skip
-    for cost in found.agents:
-        table.add(
-            cost.agent,
-            str(cost.rank),
-            cost.budget,
-            column_range(cost.columns),
-            f"{cost.encrypted_share:.1%}",
-            f"{cost.blocks:,}",
-            megabytes(cost.factors_bytes),
-            megabytes(cost.cipher_up_bytes),
-            megabytes(cost.up_bytes),
-            megabytes(cost.projection_bytes),
-            megabytes(cost.average_bytes),
-            megabytes(cost.cipher_down_bytes),
-            megabytes(cost.down_bytes),
-            f"{cost.encrypt_s:.2f}",
-            f"{cost.upload_s:.1f}",
-        )
     return table
 
 

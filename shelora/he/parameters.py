@@ -168,6 +168,24 @@ class CkksParameters:
         return hashlib.sha256("\n".join(("shelora ckks complex interleaved v1", *fields)).encode()).digest()
 
 
+def standard_security_bits(ring_dimension: int, modulus_bits: int) -> int:
+    """Highest classical security level at which the standard lists a modulus for a ring.
+
+    Args:
+        ring_dimension: N.
+        modulus_bits: bit length of the modulus.
+
+    Returns:
+        256, 192 or 128; 0 when the modulus is longer than the ring carries at 128 bits, or the ring is not listed.
+
+    Source: HomomorphicEncryption.org security standard (2018), table 1, ternary secrets.
+    """
+    levels = (
+        level for level, limits in _STANDARD_MODULUS_BITS.items() if modulus_bits <= limits.get(ring_dimension, 0)
+    )
+    return max(levels, default=0)
+
+
 def _require(condition: bool, field: str, expected: str, got: object) -> None:
     """Raise InvalidConfiguration for one field unless the condition holds."""
     if not condition:

@@ -111,6 +111,11 @@ def test_decrypted_averages_equal_float64_averages(run: Run) -> None:
     assert "PASSED" in run.output
 
 
+def test_small_budgets_are_named_and_allowed(run: Run) -> None:
+    assert "leakage: unsafe for agent-2, agent-3" in run.output
+    assert "--allow-unsafe" in run.output
+
+
 def test_every_agent_gains(run: Run) -> None:
     accuracy = run.report["accuracy"]
     for agent in RANKS:

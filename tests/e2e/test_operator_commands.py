@@ -117,7 +117,10 @@ def test_life_of_a_federation(control: Control, tmp_path: Path) -> None:
     assert control.refused("federation", "create", "--rounds", "3", "--agents", "2") == (1, "federation_exists")
     assert [federation["spec"]["rounds"] for federation in control.json("federation", "list")] == [2]
 
-    assert control.json("federation", "start")["state"] == "gathering"
+    started = control.json("federation", "start")
+    assert started["state"] == "gathering"
+    assert (started["preflight"]["registered"], started["preflight"]["target"]) == (0, 2)
+    assert "no agent of 2 has registered" in control.run("federation", "start").out
     status = control.json("federation", "status")
     assert (status["federation"]["agents"], status["agents"]) == (0, [])
     assert "gathering" in control.run("federation", "status").out

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.console import Group
-from rich.text import Text
 
 from services.operators.commands.frame import JsonOption, ProfileOption, guarded, perform, show, wants_json
 from services.operators.domain import Federation, RegisteredAgent
-from services.operators.explain import hypothetical, parse_budgets, parse_ranks, parse_shapes
-from services.operators.leakage import (
-    DEFAULT_BATCH,
-    DEFAULT_EXAMPLES,
-    DEFAULT_STEPS,
-    Level,
-    Settings,
-    Verdict,
-    judge,
+from services.operators.leakage import DEFAULT_BATCH, DEFAULT_EXAMPLES, DEFAULT_STEPS, Verdict
+from services.operators.plan_tables import verdict_lines
+from services.operators.planning import (
+    Participant,
+    Terms,
+    imagine,
+    parse_budgets,
+    parse_ranks,
+    parse_shapes,
+    present_terms,
+    shapes_of,
+    verdicts_of,
 )
 from services.operators.session import Session
 from shelora.errors import InvalidPlan, SheLoraError
 from shelora.plan import ModelShapes
-
-_STYLES = {Level.SAFE: "green", Level.CAUTION: "yellow", Level.UNSAFE: "bold red"}
 
 
 def audit(
@@ -63,22 +63,7 @@ def audit(
         except SheLoraError as error:
             raise typer.BadParameter(str(error)) from error
         found = guarded(lambda: _judge_imagined(shapes, *wanted, texts, batch_size, steps), wants_json(context, json))
-    show(found, render(found), wants_json(context, json))
-
-
-def render(verdicts: list[Verdict]) -> Group:
-    """Verdicts for a terminal: a line an agent, then its reasons, worst first."""
-    lines: list[Text] = []
-    order = list(Level)
-    for verdict in verdicts:
-        lines.append(Text.assemble((verdict.agent, "bold"), ": ", (verdict.level.value, _STYLES[verdict.level])))
-        for remark in sorted(verdict.remarks, key=lambda remark: -order.index(remark.level)):
-            lines.append(
-                Text.assemble(
-                    "  ", (remark.level.value, _STYLES[remark.level]), f" ({remark.basis.value}): {remark.text}"
-                )
-            )
-    return Group(*lines)
+    show(found, verdict_lines(found), wants_json(context, json))
 
 
 async def _registered(session: Session) -> tuple[Federation, list[RegisteredAgent]]:
@@ -89,25 +74,20 @@ async def _registered(session: Session) -> tuple[Federation, list[RegisteredAgen
 def _judge_registered(
     federation: Federation, agents: list[RegisteredAgent], batch_size: int, steps: int
 ) -> list[Verdict]:
-    shapes = federation.plan.shapes if federation.plan else federation.shapes
-    if shapes is None or not agents:
+    if not agents:
         raise InvalidPlan(
             f"federation {federation.spec.federation}: expected a registered agent, got none",
             hint="wait for one, or imagine agents with --ranks, --budgets and --model-shapes",
         )
-    widths = tuple(module.in_features for module in shapes.modules)
-    count = max(len(agents), federation.spec.target_agents)
-    return [
-        judge(Settings(agent.name, agent.rank, widths, agent.columns, count, max(agent.examples, 1), batch_size, steps))
-        for agent in agents
+    terms = replace(present_terms(federation), batch_size=batch_size, steps=steps)
+    participants = [
+        Participant(agent.name, agent.rank, agent.budget, agent.columns, max(agent.examples, 1)) for agent in agents
     ]
+    return list(verdicts_of(shapes_of(federation), participants, terms))
 
 
 def _judge_imagined(
     shapes: ModelShapes, ranks: list[int], budgets: list[str], texts: int, batch_size: int, steps: int
 ) -> list[Verdict]:
-    widths = tuple(module.in_features for module in shapes.modules)
-    return [
-        judge(Settings(agent.name, agent.rank, widths, agent.columns, len(ranks), texts, batch_size, steps))
-        for agent in hypothetical(shapes, ranks, budgets)
-    ]
+    terms = Terms(batch_size=batch_size, steps=steps)
+    return list(verdicts_of(shapes, imagine(shapes, ranks, budgets, terms, examples=texts), terms))

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from services.common.clock import SystemClock
 from services.operators.commands.frame import (
     EXIT_STOPPED,
     JsonOption,
@@ -23,11 +24,13 @@ from services.operators.commands.frame import (
     wants_json,
 )
 from services.operators.domain import Federation, FederationSpec, RegisteredAgent
+from services.operators.planning import Preflight, check_terms, preflight, terms_of
 from services.operators.render import (
     agents_table,
     as_json,
     federation_table,
     federations_table,
+    plain,
     round_line,
     round_members_table,
     rounds_table,
@@ -38,6 +41,7 @@ from shelora.plan import Negotiation, Packing
 from shelora.rounds.phases import FederationState
 
 app = make_group("federation", "Create, start, watch and stop the federation of the profile.")
+_LOOK_AGAIN_S = 0.5
 _ENDED = (FederationState.FINISHED, FederationState.STOPPED)
 
 
@@ -102,6 +106,7 @@ def create(
             max_abandoned=max_abandoned,
             packing=packing,
         )
+        check_terms(terms_of(spec), agents)
         return await session.federations.create(spec)
 
     made = perform(context, profile, json, action)
@@ -114,17 +119,28 @@ def start(
     more_rounds: Annotated[
         int, typer.Option(min=0, max=10_000, help="Rounds to add after it finished; 0 keeps the number.")
     ] = 0,
+    wait_s: Annotated[
+        int, typer.Option(min=0, max=2_592_000, help="Seconds to wait until all agents have registered.")
+    ] = 0,
+    allow_unsafe: Annotated[
+        bool, typer.Option("--allow-unsafe", help="Start although settings are unsafe, as plan explain tells.")
+    ] = False,
     profile: ProfileOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start the federation; start it again after it was stopped, or with more rounds after it finished."""
-    started = perform(
-        context,
-        profile,
-        json,
-        lambda session: session.federations.start(session.profile.federation, more_rounds),
-    )
-    show(started, federation_table(started), wants_json(context, json))
+    """Start the federation; start it again after it was stopped, or with more rounds after it finished.
+
+    Before, the plan of the agents that have registered is checked as plan explain does it: what cannot work is refused,
+    what is unsafe as well unless it is allowed. Agents that register later are not part of the check.
+    """
+
+    async def action(session: Session) -> tuple[Preflight, Federation]:
+        checked = preflight(*await _gathered(session, wait_s), allow_unsafe=allow_unsafe)
+        return checked, await session.federations.start(session.profile.federation, more_rounds)
+
+    checked, started = perform(context, profile, json, action)
+    value = plain(started) | {"preflight": plain(checked) | {"summary": checked.summary}}
+    show(value, Group(Text(checked.summary), federation_table(started)), wants_json(context, json))
 
 
 @app.command()
@@ -201,6 +217,17 @@ def rounds(
     if chosen is None:
         raise typer.BadParameter(f"expected one of the {len(found)} rounds so far, got {number}", param_hint="--round")
     show(chosen, round_members_table(chosen), wants_json(context, json))
+
+
+async def _gathered(session: Session, wait_s: int) -> Look:
+    """The federation once all its agents have registered, or as it is after so many seconds."""
+    clock = SystemClock()
+    until_s = clock.monotonic_s() + wait_s
+    while True:
+        look = await _look(session)
+        if len(look[1]) >= look[0].spec.target_agents or clock.monotonic_s() >= until_s:
+            return look
+        await clock.sleep(_LOOK_AGAIN_S)
 
 
 async def _look(session: Session) -> Look:

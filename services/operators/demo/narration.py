@@ -17,9 +17,9 @@ from services.operators.demo.shares import Shares
 from services.operators.demo.split import HELD_OUT
 from services.operators.demo.stage import MOST_TEST_ROWS
 from services.operators.demo.verify import Verification
-from services.operators.domain import Federation, RegisteredAgent
-from services.operators.explain import Participant, explain
-from services.operators.render import explanation_table, percent
+from services.operators.plan_tables import STYLES
+from services.operators.planning import Explanation
+from services.operators.render import percent
 from services.operators.sheet import Sheet
 from shelora.errors import SheLoraError
 
@@ -47,16 +47,18 @@ def tell_start(console: Console, options: DemoOptions, folder: DemoFolder, share
     console.print(table)
 
 
-def plan_table(federation: Federation, agents: Sequence[RegisteredAgent]) -> Sheet | None:
-    """What the plan in force costs each agent; None without a plan."""
-    plan = federation.plan
-    if plan is None:
-        return None
-    participants = [Participant(agent.name, agent.rank, agent.budget, agent.columns) for agent in agents]
-    found = explain(
-        plan.shapes, participants, cap=plan.cap, values_per_block=plan.values_per_block, packing=plan.packing
+def safety_line(found: Explanation) -> Text:
+    """What the plan gives away, and why it runs all the same."""
+    if not found.unsafe:
+        return Text.assemble(
+            "leakage: ", (found.level.value, STYLES[found.level]), ", by the attacks of docs/privacy.md"
+        )
+    return Text.assemble(
+        "leakage: ",
+        ("unsafe", "bold red"),
+        f" for {', '.join(found.unsafe)}, whose budgets leave columns plain: allowed here (--allow-unsafe) to show "
+        "unequal budgets; reasons: shelora audit",
     )
-    return explanation_table(found)
 
 
 def tell_verification(console: Console, verification: Verification) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from services.operators.explain import parse_budgets, parse_ranks
+from services.operators.planning import parse_budgets, parse_ranks
 from shelora.errors import InvalidConfiguration
 from shelora.plan import Packing
 

@@ -14,7 +14,7 @@ from services.common.clock import Clock
 from services.operators.demo.compare import comparison_table, run_comparison
 from services.operators.demo.folder import DemoFolder
 from services.operators.demo.narration import (
-    plan_table,
+    safety_line,
     tell_accuracy,
     tell_bytes,
     tell_end,
@@ -29,6 +29,8 @@ from services.operators.demo.stage import Stage, environment
 from services.operators.demo.verify import Verification, verify_rounds
 from services.operators.demo.watch import Board, Display, Progress, follow_federation, following, open_display
 from services.operators.domain import Federation, RegisteredAgent, Round
+from services.operators.plan_tables import bytes_table
+from services.operators.planning import preflight
 from services.operators.render import as_json, round_members_table
 from shelora.errors import InternalFault
 from shelora.plan import Packing
@@ -155,6 +157,8 @@ def _step(board: Board, display: Display, text: str) -> None:
 
 
 def _show_plan(display: Display, federation: Federation, agents: Sequence[RegisteredAgent]) -> None:
-    table = plan_table(federation, agents)
-    if table is not None:
-        display.show(table)
+    """Show the plan in force; small budgets are part of the demonstration, so they are allowed, and named."""
+    checked = preflight(federation, agents, allow_unsafe=True)
+    if checked.explanation is not None:
+        display.show(bytes_table(checked.explanation))
+        display.show(safety_line(checked.explanation))

@@ -10,7 +10,7 @@ from typing import Any, Final
 from services.operators.demo.options import DemoOptions
 from services.operators.demo.verify import Verification
 from services.operators.domain import Federation, Member, Round
-from services.operators.explain import AgentCost, Participant, explain
+from services.operators.planning import AgentCost, Participant, explain, present_terms
 from services.operators.render import plain
 from shelora.rounds.phases import RoundPhase
 
@@ -43,10 +43,7 @@ def predicted_costs(federation: Federation, found: Round) -> dict[str, AgentCost
     if federation.plan is None or not all(member.counted for member in found.members):
         return {}
     participants = [Participant(member.agent, member.rank, "", member.columns) for member in found.members]
-    plan = federation.plan
-    explained = explain(
-        plan.shapes, participants, cap=plan.cap, values_per_block=plan.values_per_block, packing=plan.packing
-    )
+    explained = explain(federation.plan.shapes, participants, present_terms(federation))
     return {cost.agent: cost for cost in explained.agents}
 
 

@@ -78,6 +78,7 @@ def test_the_environment_names_a_profile_and_the_option_wins(monkeypatch) -> Non
         ["plan", "explain", "--ranks", "x", "--model-shapes", "1*8x8"],
         ["plan", "explain", "--ranks", "4", "--model-shapes", "1*8"],
         ["plan", "explain", "--ranks", "4", "--budgets", "lots", "--model-shapes", "1*8x8"],
+        ["plan", "explain", "--agents", "4"],
     ],
 )
 @pytest.mark.usefixtures("no_profile")
@@ -88,6 +89,7 @@ def test_wrong_usage_is_2(arguments) -> None:
 @pytest.mark.usefixtures("no_profile")
 def test_plan_explain_needs_no_service_for_an_imagined_model() -> None:
     arguments = ["plan", "explain", "--ranks", "4,4,4,4", "--budgets", "full,10%", "--model-shapes", "104*3200x3200"]
+    arguments += ["--allow-unsafe"]
     found = runner.invoke(app, [*arguments, "--json"])
     assert found.exit_code == 0
     agents = json.loads(found.output)["agents"]
@@ -107,6 +109,79 @@ def test_an_impossible_rank_is_refused_with_its_code() -> None:
     found = runner.invoke(app, ["plan", "explain", "--ranks", "9", "--model-shapes", "1*8x8", "--json"])
     assert found.exit_code == EXIT_REFUSED
     assert json.loads(found.stderr)["error"]["code"] == "rank_mismatch"
+
+
+@pytest.mark.usefixtures("no_profile")
+def test_unsafe_settings_are_shown_and_refused_unless_allowed() -> None:
+    wanted = [
+        "plan",
+        "explain",
+        "--ranks",
+        "8",
+        "--agents",
+        "4",
+        "--budgets",
+        "full,25%",
+        "--model-shapes",
+        "19*384x384",
+    ]
+    refused = runner.invoke(app, [*wanted, "--json"])
+    assert refused.exit_code == EXIT_REFUSED
+    assert json.loads(refused.stdout)["unsafe"] == ["agent-2", "agent-4"]
+    error = json.loads(refused.stderr)["error"]
+    assert error["code"] == "unsafe_plan"
+    assert "only the secret order" in error["message"]
+    assert "--allow-unsafe" in error["hint"]
+    shown = runner.invoke(app, wanted)
+    assert shown.exit_code == EXIT_REFUSED
+    assert "agent-2, agent-4: unsafe" in shown.stdout
+    assert "unsafe_plan" in shown.stderr
+    allowed = runner.invoke(app, [*wanted, "--allow-unsafe"])
+    assert (allowed.exit_code, allowed.stderr) == (0, "")
+    assert allowed.stdout == shown.stdout
+    assert runner.invoke(app, ["plan", "explain", "--ranks", "8,8,8", "--model-shapes", "19*384x384"]).exit_code == 0
+
+
+@pytest.mark.usefixtures("no_profile")
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--packing", "dense", "--agents", "4097"], "invalid_plan"),
+        (["--basis-cap", "3"], "invalid_plan"),
+        (["--ring-dimension", "2048"], "invalid_configuration"),
+        (["--payload-limit", "1000"], "payload_too_large"),
+        (["--budgets", "10%", "--agents", "4096"], "invalid_plan"),
+        (["--budgets", "10%", "--negotiation", "none"], "invalid_plan"),
+    ],
+)
+def test_impossible_settings_are_refused_whatever_is_allowed(options, code) -> None:
+    wanted = [
+        "plan",
+        "explain",
+        "--ranks",
+        "4",
+        "--model-shapes",
+        "2*64x48,dense*9",
+        *options,
+        "--allow-unsafe",
+        "--json",
+    ]
+    found = runner.invoke(app, wanted)
+    assert found.exit_code == EXIT_REFUSED
+    assert found.stdout == ""
+    assert json.loads(found.stderr)["error"]["code"] == code
+
+
+@pytest.mark.usefixtures("no_profile")
+def test_typed_speeds_and_parameters_count() -> None:
+    wanted = ["plan", "explain", "--ranks", "4,4,4", "--model-shapes", "2*64x48", "--json"]
+    speeds = ["--encrypt-rate", "8192", "--upload-rate", "1000", "--download-rate", "2000"]
+    found = json.loads(runner.invoke(app, [*wanted, *speeds, "--ring-dimension", "8192"]).stdout)
+    assert found["security"]["ring_dimension"] == 8192
+    agent = found["agents"][0]
+    assert agent["encrypt_s"] == 1.0
+    assert agent["upload_s"] == agent["up_bytes"] / 1000
+    assert agent["download_s"] == agent["down_bytes"] / 2000
 
 
 def test_a_service_that_is_not_there_is_3(tmp_path: Path) -> None:

@@ -89,5 +89,12 @@ def test_the_command_judges_imagined_agents() -> None:
     assert "agent-2: unsafe" in shown.output
 
 
+def test_without_modules_only_averages_are_judged() -> None:
+    verdict = judge(replace(DEFAULTS, widths=(), columns=()))
+    assert verdict.level is Level.SAFE
+    assert not any("factors" in remark.text for remark in verdict.remarks)
+    assert replace(DEFAULTS, widths=(), columns=()).plain == 0
+
+
 def test_the_command_needs_ranks_and_shapes_together() -> None:
     assert CliRunner().invoke(app, ["audit", "--ranks", "8"]).exit_code == 2

@@ -11,8 +11,8 @@ from rich.console import Console
 from services.common.clock import SystemClock
 from services.operators.demo.folder import DemoFolder
 from services.operators.demo.narration import (
-    plan_table,
     readable,
+    safety_line,
     tell_accuracy,
     tell_bytes,
     tell_end,
@@ -26,6 +26,7 @@ from services.operators.demo.reader import Example, write_examples
 from services.operators.demo.shares import deal
 from services.operators.demo.verify import RoundCheck, Verification
 from services.operators.domain import RegisteredAgent
+from services.operators.planning import explain_registered
 from shelora.errors import InvalidConfiguration
 from shelora.rounds.phases import AgentTask
 from support.operators import make_federation
@@ -77,12 +78,17 @@ def test_labels_that_training_has_never_seen_are_refused(tmp_path) -> None:
         deal(options(tmp_path / "train.jsonl", tmp_path / "test.jsonl"))
 
 
-def test_the_plan_is_explained_for_those_registered() -> None:
-    agents = [RegisteredAgent(f"agent-{index}", 4, (8, 8), "25%", "", 0, True, AgentTask.WAIT, 9) for index in (1, 2)]
-    table = plan_table(make_federation(), agents)
-    assert table is not None
-    assert len(table.rows) == 2
-    assert plan_table(make_federation(planned=False), agents) is None
+def test_the_demonstration_says_that_it_allows_small_budgets(console) -> None:
+    agents = [
+        RegisteredAgent(f"agent-{index}", 4, (k, k), "", "", 0, True, AgentTask.WAIT, 480)
+        for index, k in ((1, 8), (2, 32), (3, 32))
+    ]
+    console.print(safety_line(explain_registered(make_federation(), agents)))
+    assert "leakage: unsafe for agent-1, whose budgets leave columns plain: allowed here (--allow-unsafe)" in said(
+        console
+    )
+    console.print(safety_line(explain_registered(make_federation(), agents[1:])))
+    assert "leakage: caution" in said(console), "two agents know each other's update"
 
 
 def test_the_verdict_is_said_in_words(console) -> None:

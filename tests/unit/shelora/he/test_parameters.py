@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shelora.errors import InvalidConfiguration, ValueOutOfRange
 from shelora.he import CkksParameters
+from shelora.he.parameters import standard_security_bits
 
 MODULUS = 1152921504606830593
 SMALL_MODULUS = 132120577  # 27 bits, 1 modulo 2048
@@ -104,3 +105,11 @@ def test_impossible_fields_are_refused_by_name(field: str, changes: dict[str, in
         build(**changes)
     assert caught.value.context == {"field": field}
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("ring_dimension", "modulus_bits", "bits"),
+    [(4096, 60, 192), (4096, 58, 256), (4096, 75, 192), (4096, 76, 128), (4096, 110, 0), (2048, 54, 128), (4095, 1, 0)],
+)
+def test_the_standard_says_how_secure_a_modulus_is(ring_dimension: int, modulus_bits: int, bits: int) -> None:
+    assert standard_security_bits(ring_dimension, modulus_bits) == bits
