@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import anyio
 import numpy as np
 from safetensors.numpy import save
 
+from bench.processes import memory_bytes
 from bench.records import Record
 from bench.speed.load import Run, read_run
 from services.aggregator.compute import LocalCompute
@@ -36,6 +36,7 @@ from shelora.plan import Negotiation, Plan, average_bytes, parse_budget, resolve
 PARAMETERS = CkksParameters(ring_dimension=4096, modulus=1152921504606830593, modulus_bits=60, scale_bits=50)
 _THREADS = 2
 _WAITING = 64
+_RESET_PEAK = "5"
 
 
 def measure_computing(run: Run, folder: Path) -> Record:
@@ -71,7 +72,8 @@ async def _compute(run: Run, folder: Path) -> Record:
     blocks = plan.layout(ranks).blocks(columns)
     members, terms = await _store(run, plan, columns, blocks, blobs)
     compute = LocalCompute(blobs, WorkerPool(_THREADS, _WAITING))
-    idle_bytes = _memory()
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    idle_bytes = memory_bytes(os.getpid(), "VmRSS")
     seconds: dict[str, float] = {}
     clock = time.process_time()
     basis = await compute.compute_basis(plan, members, "round")
@@ -91,7 +93,7 @@ async def _compute(run: Run, folder: Path) -> Record:
         **seconds,
         "cpu_s": sum(seconds.values()),
         "idle_bytes": idle_bytes,
-        "peak_bytes": _memory(),
+        "peak_bytes": memory_bytes(os.getpid(), "VmHWM"),
         "factors_bytes": factors.size_bytes if factors else 0,
         "cipher_bytes": terms[0].size_bytes if terms else 0,
         "average_bytes": average.size_bytes,
@@ -145,10 +147,6 @@ def _plan(run: Run) -> Plan:
         values_per_block=PARAMETERS.values_per_block,
         packing=run.packing,
     )
-
-
-def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bench.processes import cpu_s, memory_bytes
 from bench.speed.load import Run
 from services.common.clock import SystemClock
 from services.operators.demo.folder import DemoFolder, take_folder
@@ -22,7 +23,6 @@ from services.operators.demo.verify import RoundCheck, verify_round
 from services.operators.domain import Round
 from services.operators.session import Session
 
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _POLL_S: Final = 0.2
 _PATIENCE_S: Final = 900.0
 
@@ -194,20 +194,8 @@ class Meter:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._idle_bytes, self._before_s = _memory(pid, "VmRSS"), _cpu_s(pid)
+        self._idle_bytes, self._before_s = memory_bytes(pid, "VmRSS"), cpu_s(pid)
 
     def read(self) -> ServerUse:
         """Use so far."""
-        return ServerUse(_cpu_s(self._pid) - self._before_s, self._idle_bytes, _memory(self._pid, "VmHWM"))
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-
-
-def _memory(pid: int, name: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"no {name} of process {pid}")
+        return ServerUse(cpu_s(self._pid) - self._before_s, self._idle_bytes, memory_bytes(self._pid, "VmHWM"))

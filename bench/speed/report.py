@@ -220,15 +220,17 @@ def scale(records: Records) -> str:
                 f"{first['value']:,} to {last['value']:,}",
                 f"{first['cpu_s']:.2f} to {last['cpu_s']:.2f}",
                 f"{exponent(found, 'cpu_s'):.2f}",
-                f"{first['peak_bytes'] / 2**20:.0f} to {last['peak_bytes'] / 2**20:.0f}",
-                f"{_grown(found) / 2**20:.0f}",
+                f"{_ratio(found, 'predicted_cpu_s', 'cpu_s')}",
+                f"{_grown(first) / 2**20:.0f} to {_grown(last) / 2**20:.0f}",
+                f"{last['predicted_ram_bytes'] / 2**20:.0f}",
                 f"{last['cipher_bytes'] / MB:.2f}",
                 f"{last['average_bytes'] / MB:.1f}",
-                f"{last['average_bytes'] / last['predicted_average_bytes']:.4f}",
+                f"{last['predicted_average_bytes'] / last['average_bytes']:.4f}",
             ]
         )
-    head = ["axis", "values", "CPU s a round", "exponent", "peak RSS, MiB", "of it for computing, MiB",
-            "ciphertext an agent, MB", "average, MB", "measured / predicted bytes"]  # fmt: skip
+    head = ["axis", "values", "CPU s a round", "exponent", "predicted / measured CPU", "RAM for it, MiB",
+            "predicted for the last, MiB", "ciphertext an agent, MB", "average, MB",
+            "predicted / measured bytes"]  # fmt: skip
     return markdown(head, rows)
 
 
@@ -244,9 +246,14 @@ def median(records: Sequence[Record], key: str) -> float:
     return float(np.median(found)) if found else float("nan")
 
 
-def _grown(records: Sequence[Record]) -> float:
-    """Largest memory beyond what the process had before it computed."""
-    return max(float(record["peak_bytes"] - record["idle_bytes"]) for record in records)
+def _grown(record: Record) -> float:
+    """Memory beyond what the process had before it computed."""
+    return float(record["peak_bytes"] - record["idle_bytes"])
+
+
+def _ratio(records: Sequence[Record], key: str, other: str) -> str:
+    found = [float(record[key]) / max(float(record[other]), 1e-3) for record in records]
+    return f"{min(found):.2f} to {max(found):.2f}"
 
 
 def _range(records: Sequence[Record], key: str) -> str:

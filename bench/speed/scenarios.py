@@ -14,6 +14,7 @@ from bench.speed.federation import Measured, given_options, measure_federation
 from bench.speed.load import Run, Scale, Workload
 from bench.speed.vectors import measure_vectors
 from services.operators.demo.options import choose
+from services.operators.planning import Terms, explain, imagine
 from shelora.plan import Packing
 
 PRICE_RUN: Final = Run(agents=4, modules=19, out_features=384, in_features=384, ranks=(8,), budgets=("full",), rounds=8)
@@ -86,7 +87,19 @@ def training(folder: Path) -> Iterator[Record]:
 def scale(sweep: str, scaled: Scale, folder: Path) -> Iterator[Record]:
     """The aggregator's computations of a round along one axis."""
     for value in scaled.sweeps[sweep]:
-        yield {"sweep": sweep, "value": value, **measure_computing(scaled.at(sweep, value), folder)}
+        run = scaled.at(sweep, value)
+        yield {"sweep": sweep, "value": value, **measure_computing(run, folder), **_predicted(run)}
+
+
+def _predicted(run: Run) -> Record:
+    """What the planner says of the same round before it happens."""
+    ranks = [run.rank(index) for index in range(run.agents)]
+    participants = imagine(run.shapes, ranks, run.budgets)
+    told = explain(run.shapes, participants, Terms(cap=run.cap, packing=run.packing)).aggregator
+    return {
+        "predicted_cpu_s": told.basis_s + told.projection_s + told.average_s + told.sum_s,
+        "predicted_ram_bytes": told.peak_ram_bytes + told.notes_bytes,
+    }
 
 
 def federation_records(measured: Measured, common: Mapping[str, Any]) -> Iterator[Record]:

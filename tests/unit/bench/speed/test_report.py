@@ -42,7 +42,7 @@ def result() -> Record:
     vector |= {f"{step}_s": 1e-3 for step in STEPS}
     methods = ("plaintext", *(name for name, _, _ in PRICES))
     scaled = {"cpu_s": 1.0, "idle_bytes": 2**25, "peak_bytes": 2**26, "cipher_bytes": 1e6, "average_bytes": 2e6}
-    scaled["predicted_average_bytes"] = 2e6
+    scaled |= {"predicted_average_bytes": 2e6, "predicted_cpu_s": 1.0, "predicted_ram_bytes": 2**24}
     machine = {"cores": 2, "processor": "p", "memory_bytes": 2**34, "system": "Linux", "python": "3", "numpy": "2"}
     return {
         "machine": machine | {"torch": "2", "grpcio": "1", "openfhe": "1"},
