@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Final
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_RESET_PEAK: Final = "5"
 
 
 def cpu_s(pid: int) -> float:
     """Processor seconds of a process and all its threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def begin_peak() -> int:
+    """Count this process's peak (VmHWM) from now on; answers what is resident now."""
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    return memory_bytes(os.getpid(), "VmRSS")
 
 
 def memory_bytes(pid: int, name: str) -> int:

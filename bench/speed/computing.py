@@ -23,7 +23,7 @@ import anyio
 import numpy as np
 from safetensors.numpy import save
 
-from bench.processes import memory_bytes
+from bench.processes import begin_peak, memory_bytes
 from bench.records import Record
 from bench.speed.load import Run, read_run
 from services.aggregator.compute import LocalCompute
@@ -36,7 +36,6 @@ from shelora.plan import Negotiation, Plan, average_bytes, parse_budget, resolve
 PARAMETERS = CkksParameters(ring_dimension=4096, modulus=1152921504606830593, modulus_bits=60, scale_bits=50)
 _THREADS = 2
 _WAITING = 64
-_RESET_PEAK = "5"
 
 
 def measure_computing(run: Run, folder: Path) -> Record:
@@ -72,8 +71,7 @@ async def _compute(run: Run, folder: Path) -> Record:
     blocks = plan.layout(ranks).blocks(columns)
     members, terms = await _store(run, plan, columns, blocks, blobs)
     compute = LocalCompute(blobs, WorkerPool(_THREADS, _WAITING))
-    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
-    idle_bytes = memory_bytes(os.getpid(), "VmRSS")
+    idle_bytes = begin_peak()
     seconds: dict[str, float] = {}
     clock = time.process_time()
     basis = await compute.compute_basis(plan, members, "round")
