@@ -29,5 +29,16 @@ def audit(
     run(out, fresh=fresh, publish=publish)
 
 
+@app.command()
+def parity(
+    out: Annotated[Path, typer.Option(help="Folder of records, report and plots.")] = Path("build/parity"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
+) -> None:
+    """Train by the protocol and by its peers, on the same data, and compare what the agents get."""
+    from bench.parity.runner import run  # heavy libraries only for the command that needs them
+
+    run(out, fresh=fresh)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m bench")
