@@ -12,7 +12,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bench.parity.setting import BUDGETS
 from services.aggregator.compute import LocalCompute
 from services.aggregator.domain import CohortMember
 from services.client_agent.negotiation import natural_priorities
@@ -97,7 +96,7 @@ class Exchange:
         *,
         packing: Packing = Packing.EXACT,
         cap: int | None = None,
-        budgets: Sequence[str] = BUDGETS,
+        budgets: Sequence[str] = ("full",),
     ) -> None:
         """Agree on a plan.
 

@@ -27,7 +27,7 @@ from bench.parity.methods import (
     OursKeeping,
     updates_of,
 )
-from bench.parity.setting import BUDGETS, Setting
+from bench.parity.setting import Setting
 from bench.records import Record
 from services.client_agent.adapter import AdapterState
 from services.client_agent.training import Evaluation
@@ -150,7 +150,6 @@ def make_method(shared: Study, key: str, learners: Sequence[Learner], seed: int)
         cohort.seed,
         packing=Packing.DENSE if kind is OursDense else Packing.EXACT,
         cap=max(cohort.ranks) if kind is OursCapped else None,
-        budgets=("full",) if kind is OursKeeping else BUDGETS,
     )
     return kind(cohort, exchange)
 

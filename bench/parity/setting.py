@@ -11,9 +11,6 @@ from services.client_agent.config import EMBEDDED
 EVEN: Final = "even"
 SKEWED: Final = "skewed"
 
-BUDGETS: Final = ("full", "50%", "10%", "full")
-"""What the protocol's agents encrypt, repeated: parity must not depend on it, and both parts of an average are used."""
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -32,11 +29,11 @@ class Setting:
 
     ranks: tuple[int, ...] = (4, 8, 16, 32)
     rounds: int = 5
-    steps: int = 16
+    steps: int = 15
     batch_size: int = 8
     learning_rate: float = 2e-3
-    max_tokens: int = 32
-    curve_texts: int = 200
+    max_tokens: int = 24
+    curve_texts: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
     concentrations: Mapping[str, float | None] = field(default_factory=lambda: {EVEN: None, SKEWED: 0.5})
     source: str = EMBEDDED

@@ -94,8 +94,10 @@ def test_flora_adds_up_everything_and_starts_again(cohort):
     np.testing.assert_allclose(low[1], best(total[1], 2), atol=1e-12)
 
 
-def test_ours_equals_flexlora_through_real_encryption(cohort, keys, tmp_path):
-    ours, clear = Ours(cohort, Exchange(tmp_path, keys, SHAPES, RANKS, cohort.seed)), FlexLora(cohort)
+@pytest.mark.parametrize("budgets", [("full",), ("50%", "10%"), ("0%", "full")])
+def test_ours_equals_flexlora_through_real_encryption(cohort, keys, tmp_path, budgets):
+    exchange = Exchange(tmp_path, keys, SHAPES, RANKS, cohort.seed, budgets=budgets)
+    ours, clear = Ours(cohort, exchange), FlexLora(cohort)
     states = trained()
     ours.combine(1, states)
     clear.combine(1, states)
@@ -108,7 +110,7 @@ def test_ours_equals_flexlora_through_real_encryption(cohort, keys, tmp_path):
 
 def test_a_kept_residual_loses_nothing_that_the_highest_rank_holds(cohort, keys, tmp_path):
     """Agents that send back what they were given leave the average as it was, in spite of lower ranks."""
-    keeping = OursKeeping(cohort, Exchange(tmp_path / "one", keys, SHAPES, RANKS, cohort.seed, budgets=("full",)))
+    keeping = OursKeeping(cohort, Exchange(tmp_path / "one", keys, SHAPES, RANKS, cohort.seed))
     forgetful = Ours(cohort, Exchange(tmp_path / "two", keys, SHAPES, RANKS, cohort.seed))
     for method in (keeping, forgetful):
         method.combine(1, trained())
@@ -123,7 +125,7 @@ def test_a_kept_residual_loses_nothing_that_the_highest_rank_holds(cohort, keys,
 
 
 def test_working_models_with_a_kept_residual_are_all_the_average(cohort, keys, tmp_path):
-    keeping = OursKeeping(cohort, Exchange(tmp_path, keys, SHAPES, RANKS, cohort.seed, budgets=("full",)))
+    keeping = OursKeeping(cohort, Exchange(tmp_path, keys, SHAPES, RANKS, cohort.seed))
     keeping.combine(1, trained())
 
     for model, scaling in zip(keeping.models, SCALINGS, strict=True):
