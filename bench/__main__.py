@@ -44,5 +44,19 @@ def speed(
     run(out, fresh=fresh, publish=publish, only=only)
 
 
+@app.command()
+def parity(
+    out: Annotated[Path, typer.Option(help="Folder of records, report and plots.")] = Path("build/bench/parity"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Also rewrite the accuracy part of docs/benchmarks.md and its plots.")
+    ] = False,
+) -> None:
+    """Train with the protocol and with other ways to average, and compare the accuracies."""
+    from bench.parity.runner import run  # heavy libraries only for the command that needs them
+
+    run(out, fresh=fresh, publish=publish)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m bench")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,12 +10,13 @@ Draw: TypeAlias = Callable[[Any], None]
 """Draws one plot into matplotlib axes."""
 
 
-def draw_all(draws: Mapping[str, Draw], folder: Path) -> list[Path]:
+def draw_all(draws: Mapping[str, Draw], folder: Path, suffixes: Sequence[str] = ("png", "svg")) -> list[Path]:
     """Draw plots and save them.
 
     Args:
         draws: what draws each, by file name without ending.
         folder: where to.
+        suffixes: formats.
 
     Returns:
         The files written.
@@ -31,7 +32,7 @@ def draw_all(draws: Mapping[str, Draw], folder: Path) -> list[Path]:
     for name, draw in draws.items():
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         draw(axes)
-        for suffix in ("png", "svg"):
+        for suffix in suffixes:
             path = folder / f"{name}.{suffix}"
             figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
             written.append(path)

@@ -64,8 +64,8 @@ def _publish(result: Mapping[str, Any], workload: Workload) -> list[Path]:
     write_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), generated, _PREFIX).encode())
     table = {"speed_headline": report.headline(result["records"], workload)}
     write_atomically(README, fill(README.read_text(encoding="utf-8"), table, _PREFIX).encode())
-    drawn = draw_all(plots.draws(result["records"], workload), PAGE.parent / "plots")
-    return [PAGE, README, *(path for path in drawn if path.suffix == ".svg")]
+    drawn = draw_all(plots.draws(result["records"], workload), PAGE.parent / "plots", suffixes=("svg",))
+    return [PAGE, README, *drawn]
 
 
 def _decisive() -> list[Path]:
