@@ -4,6 +4,6 @@ The aggregator uses this package alone: it checks residues and adds integers, wi
 """
 
 from shelora.he.parameters import CkksParameters
-from shelora.he.residues import add_residues, as_blocks, check_residues, sum_residues
+from shelora.he.residues import ResidueSum, add_residues, as_blocks, check_residues, sum_residues
 
-__all__ = ["CkksParameters", "add_residues", "as_blocks", "check_residues", "sum_residues"]
+__all__ = ["CkksParameters", "ResidueSum", "add_residues", "as_blocks", "check_residues", "sum_residues"]

@@ -18,6 +18,9 @@ from shelora.he.parameters import POLYNOMIALS, CkksParameters
 Blocks: TypeAlias = NDArray[np.uint64]
 """uint64[blocks, 2, ring_dimension]."""
 
+Residues: TypeAlias = NDArray[np.uint64]
+"""uint64[n], residues of any polynomials one after the other."""
+
 _CHUNK_BLOCKS: Final = 4
 _BYTE_FORMATS: Final = frozenset({"B", "b", "c", "L", "Q", "<L", "<Q"})
 
@@ -132,6 +135,52 @@ def add_residues(total: Blocks, term: Blocks, modulus: int) -> None:
         # Below q the subtraction wraps around to a huge number, so the smaller of the two is the reduced sum.
         np.subtract(target, limit, out=reduced)
         np.minimum(target, reduced, out=target)
+
+
+class ResidueSum:
+    """A sum of many terms that is reduced modulo q only as often as 64 bits demand: every 15 terms of 60 bits.
+
+    Args:
+        total: uint64[n], writable, contiguous; every residue below the modulus. Overwritten with the sum.
+        modulus: q, at most 63 bits.
+    """
+
+    def __init__(self, total: Residues, modulus: int) -> None:
+        self._total = total
+        self._modulus = modulus
+        self._most = (2**64 - 1) // max(1, modulus - 1)
+        self._held = 1
+        self._scratch: Residues | None = None
+
+    def add(self, term: Residues) -> None:
+        """Add a term to the beginning of the sum.
+
+        Args:
+            term: uint64[at most n]; every residue below the modulus.
+
+        Raises:
+            SizeMismatch: the term is longer than the sum.
+        """
+        if len(term) > len(self._total):
+            raise SizeMismatch(f"residue sum: expected at most {len(self._total)} residues, got {len(term)}")
+        if self._held == self._most:
+            self.reduce()
+        target = self._total[: len(term)]
+        np.add(target, term, out=target)
+        self._held += 1
+
+    def reduce(self) -> None:
+        """Bring every residue of the sum below the modulus; to be called after the last term."""
+        if self._held == 1:
+            return
+        scratch = np.empty_like(self._total) if self._scratch is None else self._scratch
+        self._scratch = scratch
+        # Residues are below held * q. Halving the bound: where a multiple of q is too much, the difference wraps around
+        # to a huge number, so the smaller of the two is right.
+        for power in reversed(range((self._held - 1).bit_length())):
+            np.subtract(self._total, np.uint64(self._modulus << power), out=scratch)
+            np.minimum(self._total, scratch, out=self._total)
+        self._held = 1
 
 
 def sum_residues(terms: Iterable[Blocks], modulus: int) -> Blocks:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shelora.errors import MalformedPayload, ResidueOutOfRange, ShapeMismatch, SizeMismatch
-from shelora.he import CkksParameters, add_residues, as_blocks, check_residues, sum_residues
+from shelora.he import CkksParameters, ResidueSum, add_residues, as_blocks, check_residues, sum_residues
 from shelora.he.residues import Blocks
 
 PARAMETERS = CkksParameters(modulus=1152921504606830593)
@@ -162,3 +162,31 @@ class TestSumResidues:
     def test_other_shapes_are_refused(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ShapeMismatch):
             sum_residues([np.zeros(shape, dtype=np.uint64)], Q)
+
+
+@pytest.mark.parametrize("modulus", [2, 3, 2**53 + 1, 2**60 - 2**14 + 1, 2**63 - 25])
+@pytest.mark.parametrize("terms", [0, 1, 2, 14, 15, 16, 40])
+def test_a_lazy_sum_is_exact_for_the_largest_residues(modulus, terms):
+    total = np.full(5, modulus - 1, dtype=np.uint64)
+    lazy = ResidueSum(total, modulus)
+    for _ in range(terms):
+        lazy.add(np.full(3, modulus - 1, dtype=np.uint64))
+    lazy.reduce()
+    wanted = [(terms + 1) * (modulus - 1) % modulus] * 3 + [modulus - 1] * 2
+    assert total.tolist() == wanted
+    lazy.reduce()
+    assert total.tolist() == wanted
+
+
+def test_a_lazy_sum_goes_on_after_it_was_reduced():
+    total = np.zeros(4, dtype=np.uint64)
+    lazy = ResidueSum(total, 7)
+    for value in (6, 5, 4):
+        lazy.add(np.full(4, value, dtype=np.uint64))
+        lazy.reduce()
+    assert total.tolist() == [1] * 4
+
+
+def test_a_lazy_sum_refuses_longer_terms():
+    with pytest.raises(SizeMismatch, match="at most 2 residues, got 3"):
+        ResidueSum(np.zeros(2, dtype=np.uint64), 7).add(np.zeros(3, dtype=np.uint64))
