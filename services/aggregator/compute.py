@@ -7,17 +7,19 @@ as they are and a result appears whole or not at all: doing a computation again 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.aggregator.domain import BasisResult, CohortMember
 from services.aggregator.payloads import factors_specs, votes_specs
-from services.aggregator.residue_sums import RANGE_BLOCKS, Term, add_range, check_lengths
+from services.aggregator.residue_sums import STRETCH_BYTES, Summand, check_lengths, sum_stretch
 from services.aggregator.tensors import (
     FLOAT32,
     INT64,
@@ -28,13 +30,15 @@ from services.aggregator.tensors import (
     write_header,
     write_tensor,
 )
-from services.common.blobs import Blob, BlobStore
-from services.common.threads import WorkerPool
+from services.common.blobs import Blob, BlobStore, BlobWriter
+from services.common.threads import WorkerPool, spread
 from shelora.errors import InternalFault, MalformedInput, StoredBytesCorrupt, UnknownBlob
 from shelora.he.parameters import CkksParameters
 from shelora.lora import BasisSketch, basis, basis_rows, plain_part, project
 from shelora.plan.packing import Packing, agree_ranges
 from shelora.plan.plan import Plan
+
+Result = TypeVar("Result")
 
 BATCH_VALUES: Final = 1 << 23
 """Left factors of a module with at most this many values side by side are decomposed at once, more are sketched."""
@@ -126,15 +130,21 @@ class LocalCompute:
             UnknownBlob, StoredBytesCorrupt: a summand is missing or damaged.
         """
         check_lengths(total, terms, blocks, parameters)
-        first = None if total is None else self._term(total)
-        others = [self._term(blob) for blob in terms]
+        present = [*([] if total is None else [total]), *terms]
+        summands = await self._spread(functools.partial(self._summand, blob) for blob in present)
+        size = blocks * parameters.block_bytes
         with self._blobs.writer(key) as writer:
-            for start in range(0, blocks, RANGE_BLOCKS):
-                await self._pool.run(
-                    _write_sum, writer.file, first, others, min(RANGE_BLOCKS, blocks - start), parameters
-                )
-            for term in others if first is None else [first, *others]:
-                term.finish()
+            results = _InOrder(self._pool, writer)
+
+            async def stretch(start: int) -> None:
+                length = min(STRETCH_BYTES, size - start)
+                total = await self._pool.run(sum_stretch, summands, start, length, parameters.modulus)
+                await results.append(start, total)
+
+            starts = range(0, size, STRETCH_BYTES)
+            await spread((functools.partial(stretch, start) for start in starts), self._pool.threads)
+            for summand in summands:
+                summand.finish()
             return await self._pool.run(writer.commit)
 
     async def compute_average(self, plan: Plan, basis: Blob, members: Sequence[CohortMember], key: str) -> Blob:
@@ -185,8 +195,12 @@ class LocalCompute:
                 write_tensor(writer.file, spec, ranking)
             return await self._pool.run(writer.commit)
 
-    def _term(self, blob: Blob) -> Term:
-        return Term(blob, _existing(self._blobs, blob))
+    async def _spread(self, calls: Iterable[Callable[[], Result]]) -> list[Result]:
+        """Run independent calls on all threads of the pool."""
+        return await spread((functools.partial(self._pool.run, call) for call in calls), self._pool.threads)
+
+    def _summand(self, blob: Blob) -> Summand:
+        return Summand(blob, _existing(self._blobs, blob), self._blobs.seal(blob))
 
     async def _source(self, blob: Blob, specs: Sequence[TensorSpec]) -> TensorSource:
         await self._blobs.verify(blob)
@@ -245,6 +259,28 @@ class LocalCompute:
             for spec, values in zip(range_specs, ranges, strict=True):
                 write_tensor(writer.file, spec, values)
             return writer.commit()
+
+
+class _InOrder:
+    """Appends what concurrent steps make to a blob from front to back; hashing overlaps with the other steps.
+
+    Every step waits for its turn, so there are never more results than steps at once.
+    """
+
+    def __init__(self, pool: WorkerPool, writer: BlobWriter) -> None:
+        self._pool = pool
+        self._writer = writer
+        self._ready: dict[int, memoryview] = {}
+        self._next = 0
+        self._turn = asyncio.Lock()
+
+    async def append(self, start: int, data: memoryview) -> None:
+        """Append the bytes from `start` on, now or as soon as those before are there."""
+        self._ready[start] = data
+        async with self._turn:
+            while (part := self._ready.pop(self._next, None)) is not None:
+                await self._pool.run(self._writer.extend, part)
+                self._next += len(part)
 
 
 def _projection(basis_source: TensorSource, factors: TensorSource, index: int) -> NDArray[np.float32]:
@@ -313,12 +349,6 @@ def _stored_rows(path: Path, plan: Plan) -> list[int]:
     """Basis rows s per module as the basis file has them: the cohort it was made for may have been larger."""
     shapes = stored_shapes(path, len(plan.shapes.modules))
     return [shapes[f"{index}.basis"][-1] for index in range(len(plan.shapes.modules))]
-
-
-def _write_sum(
-    file: BinaryIO, total: Term | None, terms: Sequence[Term], blocks: int, parameters: CkksParameters
-) -> None:
-    file.write(add_range(total, terms, blocks, parameters).data)
 
 
 def _write_average(

@@ -112,10 +112,14 @@ class UploadTicket:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some bytes of a streamed payload and their position in it; its checksum was checked by the servicer."""
+    """Some bytes of a streamed payload, their position in it, and the CRC-32 they came with.
+
+    The checksum is not checked yet: that takes as long as writing the bytes and is done in the same thread.
+    """
 
     offset: int
     data: bytes
+    crc32: int
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class Ledger:
         return stored
 
     async def glance(self, name: str) -> StoredFederation:
-        """The federation as this process last saw it: no transaction. For views, never for decisions."""
+        """The federation as this process last saw it: no transaction. For views, never for what becomes state."""
         return self._latest.get(name) or await self.read(name)
 
     async def query(self, label: str, body: Callable[[Connection], Awaitable[Result]]) -> Result:

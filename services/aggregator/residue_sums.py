@@ -1,20 +1,32 @@
-"""Ciphertexts in files: checked and added block range by block range, without any HE library and without any key."""
+"""Ciphertexts in files: checked and added piece by piece, without any HE library and without any key."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
+
+import numpy as np
 
 from services.common.blobs import Blob
+from services.common.seals import PIECE_BYTES, Seal
 from shelora.errors import SizeMismatch, StoredBytesCorrupt
 from shelora.he.parameters import CkksParameters
-from shelora.he.residues import Blocks, add_residues, as_blocks, check_residues
+from shelora.he.residues import ResidueSum, as_blocks, check_residues
 
-RANGE_BLOCKS: Final = 64
-"""Blocks of one ciphertext vector that are in memory at once (4 MiB at ring dimension 4096)."""
+STRETCH_BYTES: Final = 16 * PIECE_BYTES
+"""Bytes of the sum that are made in one step (4 MiB)."""
+
+READ_BYTES: Final = 256 << 10
+"""Bytes of an upload that are checked at once: they stay in a core's cache."""
+
+OPEN_FILES: Final = 64
+"""Summands that a thread holds open at once."""
+
+_RESIDUE: Final = np.dtype("<u8")
 
 
 def check_ciphertext(path: Path, blocks: int, parameters: CkksParameters) -> None:
@@ -35,41 +47,42 @@ def check_ciphertext(path: Path, blocks: int, parameters: CkksParameters) -> Non
             f"ciphertext: expected {blocks} blocks of {parameters.block_bytes} bytes ({wanted} bytes), got {size}",
             hint="compute the layout from the plan and the cohort of this round",
         )
-    buffer = bytearray(min(blocks, RANGE_BLOCKS) * parameters.block_bytes)
-    with path.open("rb") as file:
-        for first in range(0, blocks, RANGE_BLOCKS):
-            count = min(RANGE_BLOCKS, blocks - first)
-            part = _fill(file, memoryview(buffer)[: count * parameters.block_bytes], path)
+    step = max(1, READ_BYTES // parameters.block_bytes) * parameters.block_bytes
+    buffer = memoryview(bytearray(min(size, step)))
+    with path.open("rb", buffering=0) as file:
+        for start in range(0, size, step):
+            part = buffer[: min(step, size - start)]
+            _fill(file.fileno(), part, start, path)
             check_residues(as_blocks(part, parameters), parameters)
 
 
-@dataclass
-class Term:
-    """One summand: a stored ciphertext vector that is read once from front to back while its digest is computed.
+@dataclass(frozen=True)
+class Summand:
+    """A stored ciphertext vector to be added; every piece of it is read once and tagged as it is read.
 
     Attributes:
         blob: what the store says it is.
         path: its file.
+        seal: what its bytes have to agree with.
     """
 
     blob: Blob
     path: Path
+    seal: Seal
+    _tags: list[bytes] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Begin with nothing read."""
-        self._digest = hashlib.sha256()
-        self._read_bytes = 0
+        object.__setattr__(self, "_tags", [b""] * self.seal.pieces)
 
-    def read(self, buffer: memoryview) -> memoryview:
-        """The next bytes, as many as are left and fit into the buffer."""
-        wanted = buffer[: max(0, self.blob.size_bytes - self._read_bytes)]
-        if wanted:
-            with self.path.open("rb") as file:
-                file.seek(self._read_bytes)
-                _fill(file, wanted, self.path)
-            self._digest.update(wanted)
-            self._read_bytes += len(wanted)
-        return wanted
+    def read(self, descriptor: int, start: int, buffer: memoryview) -> memoryview:
+        """The bytes from `start` (the beginning of a piece) on, as many as there are and fit into the buffer."""
+        part = buffer[: max(0, self.blob.size_bytes - start)]
+        if part:
+            _fill(descriptor, part, start, self.path)
+            index = start // PIECE_BYTES
+            self._tags[index] = self.seal.tag(index, part)
+        return part
 
     def finish(self) -> None:
         """Check that what was read is what was stored.
@@ -77,41 +90,58 @@ class Term:
         Raises:
             StoredBytesCorrupt: other bytes.
         """
-        if self._digest.digest() != self.blob.sha256:
+        if not self.seal.holds(self._tags):
             raise StoredBytesCorrupt(
-                f"blob {self.blob.key}: expected bytes with digest {self.blob.sha256.hex()[:16]}, "
-                f"got {self._digest.hexdigest()[:16]}",
+                f"blob {self.blob.key}: expected bytes with digest {self.blob.sha256.hex()[:16]}, got other bytes",
                 hint="check the disk and restore the state folder from a backup",
                 context={"blob": self.blob.key},
             )
 
 
-def add_range(total: Term | None, terms: Sequence[Term], blocks: int, parameters: CkksParameters) -> Blocks:
-    """The next `blocks` blocks of the sum; consecutive calls walk through all summands.
+def sum_stretch(summands: Sequence[Summand], start: int, size: int, modulus: int) -> memoryview:
+    """A stretch of the sum; several may be made at once.
 
     Args:
-        total: the sum so far, None for zero.
-        terms: what to add; a term that ends before counts as zero from there.
-        blocks: length of the range.
-        parameters: parameter set of the key epoch.
+        summands: what to add; one that ends before counts as zero from there.
+        start: first byte of the stretch, the beginning of a piece.
+        size: bytes of the stretch.
+        modulus: q.
 
     Returns:
-        uint64[blocks, 2, N].
+        Its bytes.
 
     Raises:
-        SizeMismatch: a summand is no whole number of blocks.
         StoredBytesCorrupt: a summand's file ends early.
     """
-    sum_bytes = bytearray(blocks * parameters.block_bytes)
-    if total is not None:
-        total.read(memoryview(sum_bytes))
-    result = as_blocks(sum_bytes, parameters)
-    buffer = memoryview(bytearray(len(sum_bytes)))
-    for term in terms:
-        part = term.read(buffer)
-        if part:
-            add_residues(result, as_blocks(part, parameters), parameters.modulus)
-    return result
+    total = memoryview(bytearray(size))
+    buffer = memoryview(bytearray(min(size, PIECE_BYTES)))
+    pieces = [total[first : first + PIECE_BYTES] for first in range(0, size, PIECE_BYTES)]
+    for batch in range(0, len(summands), OPEN_FILES):
+        with _opened(summands[batch : batch + OPEN_FILES]) as opened:
+            for index, piece in enumerate(pieces):
+                _add_piece(piece, start + index * PIECE_BYTES, opened, buffer, modulus)
+    return total
+
+
+def _add_piece(
+    piece: memoryview,
+    start: int,
+    opened: Iterable[tuple[Summand, int]],
+    buffer: memoryview,
+    modulus: int,
+) -> None:
+    total = ResidueSum(np.frombuffer(piece, dtype=_RESIDUE), modulus)
+    for summand, descriptor in opened:
+        part = summand.read(descriptor, start, buffer[: len(piece)])
+        total.add(np.frombuffer(part, dtype=_RESIDUE))
+    total.reduce()
+
+
+@contextlib.contextmanager
+def _opened(summands: Sequence[Summand]) -> Iterator[list[tuple[Summand, int]]]:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(summand.path.open("rb", buffering=0)) for summand in summands]
+        yield [(summand, file.fileno()) for summand, file in zip(summands, files, strict=True)]
 
 
 def check_lengths(total: Blob | None, terms: Sequence[Blob], blocks: int, parameters: CkksParameters) -> None:
@@ -131,14 +161,13 @@ def check_lengths(total: Blob | None, terms: Sequence[Blob], blocks: int, parame
             )
 
 
-def _fill(file: BinaryIO, buffer: memoryview, path: Path) -> memoryview:
+def _fill(descriptor: int, buffer: memoryview, start: int, path: Path) -> None:
     done = 0
     while done < len(buffer):
-        count = file.readinto(buffer[done:])  # type: ignore[attr-defined]  # files opened in "rb" have it
+        count = os.preadv(descriptor, [buffer[done:]], start + done)
         if not count:
             raise StoredBytesCorrupt(
-                f"ciphertext file {path.name}: expected {len(buffer)} more bytes, got {done}",
+                f"ciphertext file {path.name}: expected {start + len(buffer)} bytes, got {start + done}",
                 hint="check the disk and restore the state folder from a backup",
             )
         done += count
-    return buffer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias, TypeVar, cast
@@ -18,7 +19,7 @@ from services.aggregator.service import AggregatorService
 from services.common.blobs import Blob, BlobStore
 from services.common.codec import parameters_from_proto
 from services.common.identity import Identity, Role, require_role
-from services.common.transfer import check_chunk, chunks
+from services.common.transfer import check_order, chunks
 from services.common.versions import check_peer_version, own_version
 from shelora.errors import MalformedPayload, Unavailable, UnknownBlob
 from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
@@ -174,7 +175,16 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     async def Upload(
         self, request_iterator: AsyncIterator[aggregator_pb2.UploadRequest], context: Context
     ) -> aggregator_pb2.UploadResponse:
-        messages = _patiently(request_iterator, self._silence_s)
+        with anyio.CancelScope() as silence:
+            return await self._take(_patiently(request_iterator, self._silence_s, silence), context)
+        raise Unavailable(
+            f"upload: expected the next chunk within {self._silence_s:g} s, got none",
+            hint="ask with GetUpload how many bytes are staged and continue there",
+        )
+
+    async def _take(
+        self, messages: AsyncIterator[aggregator_pb2.UploadRequest], context: Context
+    ) -> aggregator_pb2.UploadResponse:
         first = await _first(messages)
         if first is None or first.WhichOneof("part") != "header":
             raise MalformedPayload("upload: expected a header first, got something else", hint="send the header first")
@@ -220,22 +230,24 @@ async def _first(
 
 
 async def _patiently(
-    messages: AsyncIterator[aggregator_pb2.UploadRequest], silence_s: float
+    messages: AsyncIterator[aggregator_pb2.UploadRequest], silence_s: float, silence: anyio.CancelScope
 ) -> AsyncIterator[aggregator_pb2.UploadRequest]:
-    """The same messages; a sender that falls silent does not keep the call for ever."""
+    """The same messages; a sender that falls silent does not keep the call for ever.
+
+    One scope around the whole call, whose deadline is set only while a message is waited for: a scope a message would
+    cost more than the message.
+    """
     iterator = messages.__aiter__()
     while True:
+        silence.deadline = anyio.current_time() + silence_s
         try:
-            with anyio.fail_after(silence_s):
-                message = await iterator.__anext__()
+            found = [await iterator.__anext__()]
         except StopAsyncIteration:
             return
-        except TimeoutError:
-            raise Unavailable(
-                f"upload: expected the next chunk within {silence_s:g} s, got none",
-                hint="ask with GetUpload how many bytes are staged and continue there",
-            ) from None
-        yield message
+        finally:
+            silence.deadline = math.inf
+        # Passed on without keeping it: a stream that waits for its turn must not hold its last message meanwhile.
+        yield found.pop()
 
 
 async def _pieces(messages: AsyncIterator[aggregator_pb2.UploadRequest]) -> AsyncIterator[Piece]:
@@ -243,10 +255,11 @@ async def _pieces(messages: AsyncIterator[aggregator_pb2.UploadRequest]) -> Asyn
     async for message in messages:
         if message.WhichOneof("part") != "chunk":
             raise MalformedPayload("upload: expected chunks after the header, got something else")
-        offset = message.chunk.offset
-        data = check_chunk(message.chunk, offset if position is None else position)
-        yield Piece(offset, data)
-        position = offset + len(data)
+        offset, crc32 = message.chunk.offset, message.chunk.crc32
+        found = [Piece(offset, check_order(message.chunk, offset if position is None else position), crc32)]
+        position = offset + len(found[0].data)
+        del message
+        yield found.pop()
 
 
 async def _stored_chunks(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIterator[types_pb2.Chunk]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-import anyio
 import structlog
 
 from services.aggregator import store
@@ -16,8 +16,12 @@ from services.aggregator.domain import ExpectedPayload, Piece, UploadReceipt, Up
 from services.aggregator.events import Hub, Presence
 from services.aggregator.ledger import Change, Ledger
 from services.aggregator.ports import PayloadChecks
+from services.aggregator.store import StoredFederation
+from services.aggregator.turns import STREAMS, Turn
 from services.common.blobs import Blob, BlobStore, Staging
 from services.common.identity import Identity
+from services.common.threads import ended, start_in_thread
+from services.common.transfer import check_crc
 from shelora.errors import (
     Conflict,
     ConflictingResend,
@@ -25,6 +29,7 @@ from shelora.errors import (
     NotFound,
     PayloadTooLarge,
     RankMismatch,
+    SheLoraError,
     SizeMismatch,
     WrongState,
 )
@@ -46,6 +51,13 @@ class UploadLimits:
     max_payload_bytes: int = 1 << 40
 
 
+@dataclass
+class _Seen:
+    """The state under which a stream was last welcome; as long as it is the same one, it is welcome."""
+
+    state: StoredFederation | None = None
+
+
 class Uploads:
     """Uploads of agents; the agent is the caller's identity."""
 
@@ -64,7 +76,8 @@ class Uploads:
         self._hub = hub
         self._presence = presence
         self._limits = limits
-        self._locks: WeakValueDictionary[PayloadName, anyio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[PayloadName, asyncio.Lock] = WeakValueDictionary()
+        self._turns = asyncio.Semaphore(STREAMS)
         self._staged: dict[PayloadName, bytes] = {}
         self._finishing: set[asyncio.Task[UploadReceipt]] = set()
 
@@ -75,10 +88,12 @@ class Uploads:
             ConflictingResend: another payload was accepted in its place.
             SheLoraError: it is not welcome now; see `announced` and `admitted`.
         """
+        announced(ticket)
         name = name_of(ticket, identity.name)
-        if await self._admit(name, ticket) is None:
+        if await self._welcome(name, ticket) is None:
             return UploadStatus(ticket.size_bytes, complete=True)
-        return UploadStatus(self._staging(name, ticket).size_bytes, complete=False)
+        async with self._lock(name):
+            return UploadStatus(self._staging(name, ticket).size_bytes, complete=False)
 
     async def upload(self, identity: Identity, ticket: UploadTicket, pieces: AsyncIterator[Piece]) -> UploadReceipt:
         """Take one payload in.
@@ -100,18 +115,16 @@ class Uploads:
             MalformedInput: the payload is not what the plan says.
             SheLoraError: it is not welcome now; see `announced` and `admitted`.
         """
+        announced(ticket)
         name = name_of(ticket, identity.name)
         self._presence.touch(ticket.federation, identity.name)
-        expected = await self._admit(name, ticket)
+        expected = await self._welcome(name, ticket)
         if expected is None:
             return UploadReceipt(ticket.size_bytes, duplicate=True)
         self._check_size(ticket, expected)
-        lock = self._locks.setdefault(name, anyio.Lock())
-        async for piece in pieces:
-            async with lock:
-                if not await self._still_wanted(name, ticket):
-                    return UploadReceipt(ticket.size_bytes, duplicate=True)
-                self._append(name, ticket, piece)
+        lock = self._lock(name)
+        if not await self._take(name, ticket, lock, pieces):
+            return UploadReceipt(ticket.size_bytes, duplicate=True)
         # The sender may go away now; what it has sent is finished all the same.
         finishing = asyncio.create_task(self._finish(name, ticket, expected, lock))
         self._finishing.add(finishing)
@@ -123,6 +136,19 @@ class Uploads:
         if self._finishing:
             await asyncio.wait(self._finishing)
 
+    def _lock(self, name: PayloadName) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _welcome(self, name: PayloadName, ticket: UploadTicket) -> ExpectedPayload | None:
+        """The same as `_admit` without a transaction, as long as the answer is yes.
+
+        Bytes may then be staged; whether they count is decided by the transaction at their end.
+        """
+        try:
+            return admitted(await self._ledger.glance(name.federation), name, ticket)
+        except SheLoraError:
+            return await self._admit(name, ticket)
+
     async def _admit(self, name: PayloadName, ticket: UploadTicket) -> ExpectedPayload | None:
         """What the payload has to be, None when the same one was accepted before."""
 
@@ -130,7 +156,6 @@ class Uploads:
             accepted = await self._accepted(change, name, ticket)
             return None if accepted else admitted(change.stored, name, ticket)
 
-        announced(ticket)
         return await self._ledger.change("admit_upload", name.federation, body)
 
     async def _accepted(self, change: Change, name: PayloadName, ticket: UploadTicket) -> bool:
@@ -159,24 +184,58 @@ class Uploads:
                 hint="check rank and budget against the registration",
             )
 
-    async def _still_wanted(self, name: PayloadName, ticket: UploadTicket) -> bool:
-        """Whether more bytes make sense; not when another stream with the same payload was faster."""
-        self._hub.require_open()
+    async def _take(
+        self, name: PayloadName, ticket: UploadTicket, lock: asyncio.Lock, pieces: AsyncIterator[Piece]
+    ) -> bool:
+        """Stage all pieces, each while the next one arrives; False when the payload is not wanted any more."""
+        seen, turn, staging = _Seen(), Turn(self._turns), None
+        iterator = pieces.__aiter__()
         try:
-            admitted(await self._ledger.glance(name.federation), name, ticket)
-        except ConflictingResend:
-            return await self._admit(name, ticket) is not None
+            while (piece := await turn.next(iterator)) is not None:
+                if staging is not None:
+                    await ended(staging)
+                staging = await self._stage(name, ticket, lock, piece, seen)
+                del piece
+                if staging is None:
+                    return False
+                if self._turns.locked():
+                    await ended(staging)
+                    turn.end()
+        except BaseException:
+            if staging is not None:
+                await _settled(staging)
+            raise
+        finally:
+            turn.end()
+        if staging is not None:
+            await ended(staging)
         return True
 
-    def _append(self, name: PayloadName, ticket: UploadTicket, piece: Piece) -> None:
-        staging = self._staging(name, ticket)
-        if piece.offset + len(piece.data) > ticket.size_bytes:
-            staging.discard()
-            raise SizeMismatch(
-                f"expected {ticket.size_bytes} bytes, got {piece.offset + len(piece.data)} or more",
-                hint="send the payload again from its beginning",
-            )
-        staging.append(piece.offset, piece.data)
+    async def _stage(
+        self, name: PayloadName, ticket: UploadTicket, lock: asyncio.Lock, piece: Piece, seen: _Seen
+    ) -> asyncio.Future[None] | None:
+        """Begin to stage a piece, holding the lock until it is; None when it is not wanted any more."""
+        await lock.acquire()
+        try:
+            if not await self._still_wanted(name, ticket, seen):
+                lock.release()
+                return None
+            staging = start_in_thread(_append, self._staging(name, ticket), ticket.size_bytes, piece)
+        except BaseException:
+            lock.release()
+            raise
+        staging.add_done_callback(lambda _: lock.release())
+        return staging
+
+    async def _still_wanted(self, name: PayloadName, ticket: UploadTicket, seen: _Seen) -> bool:
+        """Whether more bytes make sense; not when another stream with the same payload was faster."""
+        self._hub.require_open()
+        present = await self._ledger.glance(name.federation)
+        if present is not seen.state:
+            if await self._welcome(name, ticket) is None:
+                return False
+            seen.state = present
+        return True
 
     def _staging(self, name: PayloadName, ticket: UploadTicket) -> Staging:
         """Staged bytes of this very payload; those of another one by the same name are dropped."""
@@ -187,11 +246,10 @@ class Uploads:
         return self._blobs.staging(name.staging_id(ticket.sha256))
 
     async def _finish(
-        self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, lock: anyio.Lock
+        self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, lock: asyncio.Lock
     ) -> UploadReceipt:
         async with lock:
-            if await self._admit(name, ticket) is None:
-                # Another stream with the same bytes was faster.
+            if not await self._still_wanted(name, ticket, _Seen()):
                 return UploadReceipt(ticket.size_bytes, duplicate=True)
             staging = self._staging(name, ticket)
             if staging.size_bytes < ticket.size_bytes:
@@ -204,15 +262,20 @@ class Uploads:
             self._staged.pop(name, None)
             try:
                 await self._checks.check(blob, expected)
-                await self._accept(name, ticket, expected, blob)
+                if not await self._accept(name, ticket, expected, blob):
+                    return UploadReceipt(blob.size_bytes, duplicate=True)
             except _REFUSALS:
                 self._blobs.delete(blob.key)
                 raise
             _log.info("upload accepted", federation=name.federation, agent=name.agent, kind=name.kind.value)
             return UploadReceipt(blob.size_bytes, duplicate=False)
 
-    async def _accept(self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, blob: Blob) -> None:
-        async def body(change: Change) -> None:
+    async def _accept(self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, blob: Blob) -> bool:
+        """Record the payload; False when it was recorded before, by a try whose outcome nobody learned."""
+
+        async def body(change: Change) -> bool:
+            if await self._accepted(change, name, ticket):
+                return False
             if admitted(change.stored, name, ticket) != expected:
                 raise RankMismatch(
                     "expected the registration under which the upload began, got another one",
@@ -225,11 +288,29 @@ class Uploads:
                 await store.history.put_figures(
                     change.connection, name.federation, name.round, name.agent, store.history.UPLOAD, ticket.metrics
                 )
+            return True
 
-        await self._ledger.change("accept_upload", name.federation, body)
+        return await self._ledger.change("accept_upload", name.federation, body)
 
     def _forget(self, task: asyncio.Task[UploadReceipt]) -> None:
         self._finishing.discard(task)
         if not task.cancelled() and task.exception() is not None:
             # Retrieved here, so that an upload whose sender went away does not warn; the sender gets it otherwise.
             _log.info("upload refused", error=type(task.exception()).__name__)
+
+
+async def _settled(staging: asyncio.Future[None]) -> None:
+    """Wait for a piece that has begun, whatever becomes of the call; its error is not the one to tell."""
+    with contextlib.suppress(SheLoraError):
+        await ended(staging)
+
+
+def _append(staging: Staging, size_bytes: int, piece: Piece) -> None:
+    check_crc(piece.offset, piece.data, piece.crc32)
+    end = piece.offset + len(piece.data)
+    if end > size_bytes:
+        staging.discard()
+        raise SizeMismatch(
+            f"expected {size_bytes} bytes, got {end} or more", hint="send the payload again from its beginning"
+        )
+    staging.append(piece.offset, piece.data)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from services.common.seals import Seal
 from shelora.errors import InvalidIdentifier
 
 _KEY = re.compile(r"[a-z0-9._-]+(?:/[a-z0-9._-]+)*")
@@ -37,6 +38,10 @@ class BlobWriter(Protocol):
     @property
     def file(self) -> BinaryIO:
         """Where to write; may be written at any position."""
+        ...
+
+    def extend(self, data: bytes | memoryview) -> None:
+        """Write the next bytes; a blob that is written by this alone need not be read again for its digest."""
         ...
 
     def commit(self) -> Blob:
@@ -98,6 +103,10 @@ class BlobStore(Protocol):
 
     async def verify(self, blob: Blob) -> None:
         """Read the whole blob and compare size and digest."""
+        ...
+
+    def seal(self, blob: Blob) -> Seal:
+        """What proves the blob's bytes faster than its digest; reads the whole blob once unless it has it already."""
         ...
 
     def staging(self, upload_id: str) -> Staging:

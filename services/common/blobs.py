@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import shutil
@@ -13,19 +12,12 @@ from typing import BinaryIO
 
 from services.common.blob_store import Blob, BlobStore, BlobWriter, Staging, check_key
 from services.common.files import full_disk_refused, make_folders, sync_folder
+from services.common.seals import Seal, Sealing, SealKey, measure
+from services.common.staging import DirectoryStaging, StagingArea
 from services.common.threads import in_thread
-from shelora.errors import (
-    ChecksumMismatch,
-    OffsetMismatch,
-    SizeMismatch,
-    StoredBytesCorrupt,
-    UnknownBlob,
-)
+from shelora.errors import StoredBytesCorrupt, UnknownBlob
 
 __all__ = ["Blob", "BlobStore", "BlobWriter", "DirectoryBlobStore", "Staging", "check_key"]
-
-_STAGING_CHARACTERS = 200
-_READ_BYTES = 4 << 20
 
 
 class DirectoryBlobStore:
@@ -40,11 +32,13 @@ class DirectoryBlobStore:
 
     def __init__(self, root: Path) -> None:
         self._objects = root / "objects"
-        self._staging = root / "staging"
         self._temporary = root / "temporary"
+        self._key = SealKey()
+        self._seals: dict[str, tuple[bytes, Seal]] = {}
         with full_disk_refused("blob store"):
-            for folder in (self._objects, self._staging, self._temporary):
+            for folder in (self._objects, self._temporary):
                 make_folders(folder, mode=0o700)
+            self._stagings = StagingArea(root / "staging", self._key)
 
     def path(self, key: str) -> Path:
         """Local file of the blob, for reading; it need not exist.
@@ -73,6 +67,7 @@ class DirectoryBlobStore:
     def delete(self, key: str) -> None:
         """Remove one blob; a missing one is fine."""
         self.path(key).unlink(missing_ok=True)
+        self._seals.pop(key, None)
 
     def delete_prefix(self, prefix: str) -> int:
         """Remove all blobs whose key begins with the prefix; answers how many."""
@@ -123,11 +118,11 @@ class DirectoryBlobStore:
             InvalidIdentifier: the key breaks the rule for keys.
             StorageFull: the disk takes no more.
         """
+        check_key(key)
         temporary = self._temporary / secrets.token_hex(12)
-        target = self.path(key)
         try:
             with full_disk_refused(f"blob {key}"), temporary.open("xb+") as file:
-                yield DirectoryBlobWriter(key, file, temporary, target)
+                yield DirectoryBlobWriter(key, file, temporary, self)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -138,11 +133,26 @@ class DirectoryBlobStore:
             UnknownBlob: nothing is stored under the key.
             StoredBytesCorrupt: the stored bytes are not the ones that were written.
         """
-        path = self.path(blob.key)
+        await in_thread(self._verified, blob)
+
+    def seal(self, blob: Blob) -> Seal:
+        """What proves the blob's bytes faster than its digest; made by `verify` unless this process has it already.
+
+        Raises:
+            UnknownBlob: nothing is stored under the key.
+            StoredBytesCorrupt: the stored bytes are not the ones that were written.
+        """
+        sha256, seal = self._seals.get(blob.key, (b"", None))
+        if seal is not None and (seal.size_bytes, sha256) == (blob.size_bytes, blob.sha256):
+            return seal
+        return self._verified(blob)
+
+    def _verified(self, blob: Blob) -> Seal:
         try:
-            size, digest = await in_thread(_measure, path)
+            measured = measure(self.path(blob.key), self._key)
         except FileNotFoundError as error:
             raise UnknownBlob(f"blob: expected {blob.key}, got nothing under this key") from error
+        size, digest = measured.size_bytes, measured.sha256()
         if (size, digest) != (blob.size_bytes, blob.sha256):
             raise StoredBytesCorrupt(
                 f"blob {blob.key}: expected {blob.size_bytes} bytes with digest {blob.sha256.hex()[:16]}, "
@@ -150,6 +160,11 @@ class DirectoryBlobStore:
                 hint="check the disk and restore the state folder from a backup",
                 context={"blob": blob.key},
             )
+        seal = measured.seal()
+        if seal is None:
+            raise AssertionError("a file is read in whole pieces")
+        self._remember(blob, seal)
+        return seal
 
     def staging(self, upload_id: str) -> DirectoryStaging:
         """The staged bytes of an upload, empty when it is new.
@@ -160,30 +175,43 @@ class DirectoryBlobStore:
         Raises:
             InvalidIdentifier: the id breaks the rule.
         """
-        # "~" is in no key, so the file name is unambiguous and one folder is enough.
-        name = check_key(upload_id, _STAGING_CHARACTERS).replace("/", "~")
-        return DirectoryStaging(upload_id, self._staging / name, self)
+        return self._stagings.staging(upload_id, self.adopt)
 
     def discard_stagings(self, prefix: str) -> int:
         """Forget all stagings whose id begins with the prefix; answers how many."""
-        count = 0
-        for file in self._staging.iterdir():
-            if file.name.startswith(prefix.replace("/", "~")):
-                file.unlink(missing_ok=True)
-                count += 1
-        return count
+        return self._stagings.discard(prefix)
 
     def discard_temporary(self) -> None:
         """Remove what writers of a dead process left behind; call it at start, while nobody else uses the folder."""
         shutil.rmtree(self._temporary)
         make_folders(self._temporary, mode=0o700)
 
-    def adopt(self, file: Path, key: str) -> None:
-        """Move a complete, synced file of this store's file system to its key, durably."""
+    def adopt(self, file: Path, key: str, measured: Sealing | None = None) -> Blob:
+        """Move a complete, synced file of this store's file system to its key, durably.
+
+        Args:
+            file: the file.
+            key: where to.
+            measured: what went into the file; None reads it.
+        """
+        found = measured or measure(file, self._key)
         target = self.path(key)
         make_folders(target.parent, mode=0o700)
         os.replace(file, target)
         sync_folder(target.parent)
+        blob = Blob(key, found.size_bytes, found.sha256())
+        self._remember(blob, found.seal())
+        return blob
+
+    def sealing(self) -> Sealing:
+        """For bytes that are about to be stored."""
+        return Sealing(self._key)
+
+    def _remember(self, blob: Blob, seal: Seal | None) -> None:
+        if seal is None:
+            self._seals.pop(blob.key, None)
+        else:
+            self._seals[blob.key] = (blob.sha256, seal)
 
 
 class DirectoryBlobWriter:
@@ -193,11 +221,22 @@ class DirectoryBlobWriter:
         file: open for reading and writing in binary mode.
     """
 
-    def __init__(self, key: str, file: BinaryIO, temporary: Path, target: Path) -> None:
+    def __init__(self, key: str, file: BinaryIO, temporary: Path, store: DirectoryBlobStore) -> None:
         self.file = file
         self._key = key
         self._temporary = temporary
-        self._target = target
+        self._store = store
+        self._sealing = store.sealing()
+
+    def extend(self, data: bytes | memoryview) -> None:
+        """Write the next bytes and hash them on the way; for blobs that are written from front to back.
+
+        Raises:
+            StorageFull: the disk takes no more.
+        """
+        with full_disk_refused(f"blob {self._key}"):
+            self.file.write(data)
+        self._sealing.add(data)
 
     def commit(self) -> Blob:
         """Make the blob durable under its key, replacing an older one.
@@ -208,111 +247,5 @@ class DirectoryBlobWriter:
         with full_disk_refused(f"blob {self._key}"):
             self.file.flush()
             os.fsync(self.file.fileno())
-            size, digest = _measure(self._temporary)
-            make_folders(self._target.parent, mode=0o700)
-            os.replace(self._temporary, self._target)
-            sync_folder(self._target.parent)
-        return Blob(self._key, size, digest)
-
-
-class DirectoryStaging:
-    """The bytes of an upload that is not complete; made by DirectoryBlobStore.staging."""
-
-    def __init__(self, upload_id: str, file: Path, store: DirectoryBlobStore) -> None:
-        self._upload_id = upload_id
-        self._file = file
-        self._store = store
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes staged so far."""
-        try:
-            return self._file.stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def append(self, offset: int, data: bytes) -> None:
-        """Add bytes at the end; they survive the death of the process (not of the machine) as soon as this returns.
-
-        Args:
-            offset: position of the first byte in the upload.
-            data: the bytes.
-
-        Raises:
-            OffsetMismatch: the offset is not the number of bytes staged so far.
-            StorageFull: the disk takes no more; what was staged before stays.
-        """
-        size = self.size_bytes
-        if offset != size:
-            raise OffsetMismatch(
-                f"upload: expected the next byte at offset {size}, got offset {offset}",
-                hint="ask with GetUpload how many bytes are staged and continue there",
-                context={"staged_bytes": str(size)},
-            )
-        with full_disk_refused("upload"):
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(descriptor, rest) :]
-            except OSError:
-                os.ftruncate(descriptor, offset)
-                raise
-            finally:
-                os.close(descriptor)
-
-    async def commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
-        """Check the staged bytes and turn them into a blob.
-
-        Args:
-            key: where.
-            expected_size: length in bytes that the header announced.
-            expected_sha256: digest that the header announced, 32 bytes.
-
-        Returns:
-            The blob; its bytes are durable and the staging is gone.
-
-        Raises:
-            SizeMismatch: another length; the staging is discarded.
-            ChecksumMismatch: another digest; the staging is discarded.
-            StorageFull: the disk takes no more.
-        """
-        check_key(key)
-        return await in_thread(self._commit, key, expected_size, expected_sha256)
-
-    def _commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
-        with full_disk_refused("upload"):
-            if not self._file.exists():
-                self._file.touch(mode=0o600)
-            size, digest = _measure(self._file, sync=True)
-            if size != expected_size:
-                self.discard()
-                raise SizeMismatch(
-                    f"upload: expected {expected_size} bytes, got {size}",
-                    hint="send the payload again from its beginning",
-                )
-            if digest != expected_sha256:
-                self.discard()
-                raise ChecksumMismatch(
-                    f"upload: expected SHA-256 {expected_sha256.hex()[:16]}..., got {digest.hex()[:16]}...",
-                    hint="send the payload again from its beginning",
-                )
-            self._store.adopt(self._file, key)
-        return Blob(key, size, digest)
-
-    def discard(self) -> None:
-        """Forget the staged bytes; none is fine."""
-        self._file.unlink(missing_ok=True)
-
-
-def _measure(path: Path, *, sync: bool = False) -> tuple[int, bytes]:
-    """Length and SHA-256 of a file, read in pieces; optionally synced to the disk first."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.digest()
+            extended = self._sealing.size_bytes == os.fstat(self.file.fileno()).st_size
+            return self._store.adopt(self._temporary, self._key, self._sealing if extended else None)

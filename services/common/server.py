@@ -25,6 +25,11 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # What a stream may send before anybody reads it. Left to itself the transport lets it grow to many MiB a stream,
+    # and memory with the number of agents that upload; while a message is read its whole length may come.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 128 << 10),
+    ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),
 )
 """Channel arguments of every server."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -33,8 +33,27 @@ async def in_thread(function: Callable[..., Result], *args: object, executor: Ex
     Raises:
         Exception: whatever the function raises.
     """
+    return await ended(start_in_thread(function, *args, executor=executor))
+
+
+def start_in_thread(
+    function: Callable[..., Result], *args: object, executor: Executor | None = None
+) -> asyncio.Future[Result]:
+    """Start a function in a thread; `ended` waits for it.
+
+    Args:
+        function: what to run; sees the caller's context variables.
+        args: its arguments.
+        executor: where to run it; None means the event loop's own threads.
+    """
     bound = functools.partial(contextvars.copy_context().run, function, *args)
-    future = asyncio.get_running_loop().run_in_executor(executor, bound)
+    return asyncio.get_running_loop().run_in_executor(executor, bound)
+
+
+async def ended(future: asyncio.Future[Result]) -> Result:
+    """What a started function returns, or raises; a cancelled caller is cancelled only after its end."""
+    if future.done():
+        return future.result()
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -46,6 +65,39 @@ async def in_thread(function: Callable[..., Result], *args: object, executor: Ex
                     continue  # Cancelled once more; the first one is raised below.
         future.exception()  # Looked at: an exception that nobody waits for any more is not worth a complaint.
         raise
+
+
+async def spread(calls: Iterable[Callable[[], Awaitable[Result]]], at_once: int) -> list[Result]:
+    """Make independent calls, a few at once, and wait for all that have begun, also when one fails.
+
+    Args:
+        calls: taken one by one as others end.
+        at_once: most calls at once, at least 1.
+
+    Returns:
+        What they return, in order.
+
+    Raises:
+        Exception: what the first that failed raised; no call begins after that.
+    """
+    results: dict[int, Result] = {}
+    failed: list[BaseException] = []
+    numbered = enumerate(calls)
+
+    async def work() -> None:
+        for index, call in numbered:
+            if failed:
+                return
+            try:
+                results[index] = await call()
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+    await asyncio.gather(*(work() for _ in range(at_once)), return_exceptions=True)
+    if failed:
+        raise failed[0]
+    return [results[index] for index in range(len(results))]
 
 
 class WorkerPool:
@@ -93,6 +145,11 @@ class WorkerPool:
                 return await in_thread(functools.partial(function, *args, **kwargs), executor=self._executor)
         finally:
             self._accepted -= 1
+
+    @property
+    def threads(self) -> int:
+        """Threads that may run at once."""
+        return self._threads
 
     @property
     def running(self) -> int:

@@ -76,6 +76,24 @@ def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
         OffsetMismatch: it does not continue at the expected offset.
         ChecksumMismatch: the data do not match the CRC-32.
     """
+    data = check_order(chunk, expected_offset)
+    check_crc(chunk.offset, data, chunk.crc32)
+    return data
+
+
+def check_order(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
+    """Check everything about a received chunk but its CRC-32.
+
+    Args:
+        chunk: as received.
+        expected_offset: bytes of the payload already held.
+
+    Returns:
+        Its data, for `check_crc`.
+
+    Raises:
+        MalformedPayload, PayloadTooLarge, OffsetMismatch: see `check_chunk`.
+    """
     data = chunk.data
     if not data:
         raise MalformedPayload(f"chunk at offset {chunk.offset}: expected 1 to {MAX_CHUNK_BYTES} bytes, got none")
@@ -87,13 +105,26 @@ def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
             hint="ask how many bytes are held and continue there",
             context={"staged_bytes": str(expected_offset)},
         )
+    return data
+
+
+def check_crc(offset: int, data: bytes, crc32: int) -> None:
+    """Check the data of one chunk.
+
+    Args:
+        offset: position in the payload, for the message.
+        data: as received.
+        crc32: as announced.
+
+    Raises:
+        ChecksumMismatch: the data do not match the CRC-32.
+    """
     computed = zlib.crc32(data)
-    if computed != chunk.crc32:
+    if computed != crc32:
         raise ChecksumMismatch(
-            f"chunk at offset {chunk.offset}: expected CRC-32 {chunk.crc32:08x}, got {computed:08x}",
+            f"chunk at offset {offset}: expected CRC-32 {crc32:08x}, got {computed:08x}",
             hint="send the chunk again",
         )
-    return data
 
 
 def payload_header(source: Path | bytes) -> types_pb2.PayloadHeader:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.blobs import Blob, BlobStore, DirectoryBlobStore, check_key
+from services.common.seals import PIECE_BYTES
 from shelora.errors import (
     ChecksumMismatch,
     InvalidIdentifier,
@@ -263,3 +264,58 @@ def test_leftovers_of_a_dead_writer_go(tmp_path: Path) -> None:
     with store.writer("a") as writer:
         writer.commit()
     assert store.exists("a")
+
+
+def tags_of(store: BlobStore, blob: Blob) -> bool:
+    """Whether what is stored agrees with the seal."""
+    seal, data = store.seal(blob), store.path(blob.key).read_bytes()
+    return seal.holds([seal.tag(index, data[index * PIECE_BYTES :][:PIECE_BYTES]) for index in range(seal.pieces)])
+
+
+@pytest.mark.parametrize("cut", [PIECE_BYTES, 1000])
+async def test_a_seal_tells_whether_the_bytes_are_still_those_that_were_uploaded(
+    store: BlobStore, reopen: Open, cut: int
+) -> None:
+    data = os.urandom(PIECE_BYTES + 1000)
+    staging = store.staging("u")
+    staging.append(0, data[:cut])
+    staging.append(cut, data[cut:])
+    blob = await staging.commit("key", len(data), digest(data))
+    assert tags_of(store, blob)
+    assert tags_of(reopen(), blob)
+    store.path("key").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not tags_of(store, blob)
+    with pytest.raises(StoredBytesCorrupt):
+        reopen().seal(blob)
+    with pytest.raises(StoredBytesCorrupt):
+        await store.verify(blob)
+    store.delete("key")
+    with pytest.raises(UnknownBlob):
+        store.seal(blob)
+
+
+async def test_a_blob_written_from_front_to_back_is_named_like_any_other(store: BlobStore) -> None:
+    data = os.urandom(2 * PIECE_BYTES + 8)
+    with store.writer("key") as writer:
+        for start in range(0, len(data), PIECE_BYTES):
+            writer.extend(memoryview(data)[start : start + PIECE_BYTES])
+        blob = writer.commit()
+    assert blob == Blob("key", len(data), digest(data))
+    assert tags_of(store, blob)
+    with store.writer("mixed") as writer:
+        writer.extend(data)
+        writer.file.seek(0)
+        writer.file.write(b"other")
+        writer.file.seek(0, os.SEEK_END)
+        writer.file.write(b"more")
+        assert writer.commit().sha256 == digest(b"other" + data[5:] + b"more")
+
+
+async def test_a_part_of_an_upload_that_another_process_took_in_is_hashed_in_the_end(
+    store: BlobStore, reopen: Open
+) -> None:
+    store.staging("u").append(0, b"abc")
+    later = reopen()
+    later.staging("u").append(3, b"def")
+    blob = await later.staging("u").commit("key", 6, digest(b"abcdef"))
+    assert tags_of(later, blob)

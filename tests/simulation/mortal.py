@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from services.aggregator.compute import LocalCompute
 from services.aggregator.domain import BasisResult, CohortMember
-from services.common.blobs import Blob, DirectoryBlobStore, DirectoryStaging
+from services.common.blobs import Blob, DirectoryBlobStore
 from services.common.database import Database
+from services.common.staging import DirectoryStaging
 from shelora.he.parameters import CkksParameters
 from shelora.plan import Plan
 

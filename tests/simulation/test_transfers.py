@@ -33,6 +33,7 @@ from shelora.errors import (
     WrongPhase,
 )
 from simulation.devices import FEDERATION, digits
+from simulation.world import piece
 
 
 async def pieces(*parts: Piece):
@@ -119,7 +120,7 @@ async def test_cut_upload_goes_on_where_it_ended_also_after_a_restart(training):
     device = training.devices[0]
     payload = await training.wanted(device)
     with pytest.raises(SizeMismatch, match="so far"):
-        await training.service.upload(device.identity, payload.ticket, pieces(Piece(0, payload.data[:100])))
+        await training.service.upload(device.identity, payload.ticket, pieces(piece(0, payload.data[:100])))
     await training.restart()
     assert (await training.service.get_upload(device.identity, payload.ticket)).staged_bytes == 100
     with pytest.raises(OffsetMismatch):
@@ -132,7 +133,7 @@ async def test_more_bytes_than_announced_are_refused_and_forgotten(training):
     device = training.devices[0]
     payload = await training.wanted(device)
     with pytest.raises(SizeMismatch, match="or more"):
-        await training.service.upload(device.identity, payload.ticket, pieces(Piece(0, payload.data + b"x")))
+        await training.service.upload(device.identity, payload.ticket, pieces(piece(0, payload.data + b"x")))
     assert (await training.service.get_upload(device.identity, payload.ticket)).staged_bytes == 0
 
 
@@ -140,7 +141,7 @@ async def test_other_bytes_than_announced_are_refused_and_forgotten(training):
     device = training.devices[0]
     payload = await training.wanted(device)
     with pytest.raises(ChecksumMismatch):
-        await training.service.upload(device.identity, payload.ticket, pieces(Piece(0, payload.data[::-1])))
+        await training.service.upload(device.identity, payload.ticket, pieces(piece(0, payload.data[::-1])))
     assert (await training.service.get_upload(device.identity, payload.ticket)).staged_bytes == 0
     assert not await training.send(device, payload)
 
@@ -150,11 +151,11 @@ async def test_before_it_is_accepted_a_payload_may_be_made_again(training):
     device = training.devices[0]
     payload = await training.wanted(device)
     with pytest.raises(SizeMismatch):
-        await training.service.upload(device.identity, payload.ticket, pieces(Piece(0, payload.data[:100])))
+        await training.service.upload(device.identity, payload.ticket, pieces(piece(0, payload.data[:100])))
     data = device.factors(99)
     ticket = replace(payload.ticket, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
     assert (await training.service.get_upload(device.identity, ticket)).staged_bytes == 0
-    assert not (await training.service.upload(device.identity, ticket, pieces(Piece(0, data)))).duplicate
+    assert not (await training.service.upload(device.identity, ticket, pieces(piece(0, data)))).duplicate
     assert not list((training.folder / "blobs" / "staging").iterdir())
 
 
@@ -162,7 +163,7 @@ async def test_two_streams_with_the_same_bytes_count_once(training):
     device = training.devices[0]
     payload = await training.wanted(device)
     results = await asyncio.gather(
-        *(training.service.upload(device.identity, payload.ticket, pieces(Piece(0, payload.data))) for _ in range(3)),
+        *(training.service.upload(device.identity, payload.ticket, pieces(piece(0, payload.data))) for _ in range(3)),
         return_exceptions=True,
     )
     accepted = [result for result in results if not isinstance(result, BaseException)]
@@ -176,9 +177,9 @@ async def test_registration_that_changes_during_an_upload_makes_it_void(training
     payload = await training.wanted(device)
 
     async def slowly():
-        yield Piece(0, payload.data[:50])
+        yield piece(0, payload.data[:50])
         await training.service.register_agent(device.identity, replace(device.registration(), rank=2))
-        yield Piece(50, payload.data[50:])
+        yield piece(50, payload.data[50:])
 
     with pytest.raises(RankMismatch, match="registration"):
         await training.service.upload(device.identity, payload.ticket, slowly())
@@ -190,9 +191,9 @@ async def test_round_that_ends_during_an_upload_refuses_the_rest(training):
     payload = await training.wanted(device)
 
     async def slowly():
-        yield Piece(0, payload.data[:50])
+        yield piece(0, payload.data[:50])
         await training.wait(100)
-        yield Piece(50, payload.data[50:])
+        yield piece(50, payload.data[50:])
 
     with pytest.raises(WrongPhase, match="over"):
         await training.service.upload(device.identity, payload.ticket, slowly())

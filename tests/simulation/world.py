@@ -7,6 +7,7 @@ import functools
 import hashlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import replace
@@ -205,8 +206,8 @@ class World:
         gone = asyncio.Event()
 
         async def pieces() -> AsyncIterator[Piece]:
-            async for piece in _pieces(payload.data, offset):
-                yield piece
+            async for part in _pieces(payload.data, offset):
+                yield part
             gone.set()
 
         upload = asyncio.create_task(self.service.upload(device.identity, payload.ticket, pieces()))
@@ -358,10 +359,15 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def piece(offset: int, data: bytes) -> Piece:
+    """Some bytes with the checksum that they are sent with."""
+    return Piece(offset, data, zlib.crc32(data))
+
+
 async def _pieces(data: bytes, offset: int) -> AsyncIterator[Piece]:
     size = max(1, -(-len(data) // PIECES))
     while offset < len(data):
-        yield Piece(offset, data[offset : offset + size])
+        yield piece(offset, data[offset : offset + size])
         offset += size
 
 

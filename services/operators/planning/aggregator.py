@@ -16,7 +16,7 @@ BATCH_VALUES: Final = 1 << 23
 """Left factors of a module with more values than this are sketched one by one, not decomposed at once."""
 
 BLOCKS_AT_ONCE: Final = 64
-"""Ciphertext blocks of one vector that are in memory together."""
+"""Blocks of the sum that one of the two computing threads has in memory."""
 
 _PIECE_BYTES: Final = 4 << 20
 """A piece of a file that is digested."""

@@ -14,6 +14,7 @@ from services.aggregator.compute import LocalCompute
 from services.aggregator.domain import CohortMember
 from services.client_agent.round import open_average
 from services.common.blobs import Blob, DirectoryBlobStore
+from services.common.seals import PIECE_BYTES
 from services.common.threads import WorkerPool
 from shelora.errors import InternalFault, SizeMismatch, StoredBytesCorrupt, UnknownBlob
 from shelora.he.residues import sum_residues
@@ -258,7 +259,7 @@ def test_fold_equals_the_exact_sum(tmp_path_factory, lengths, seed, data):
 
 
 async def test_fold_walks_through_ranges(blobs, pool, monkeypatch):
-    monkeypatch.setattr(compute_module, "RANGE_BLOCKS", 2)
+    monkeypatch.setattr(compute_module, "STRETCH_BYTES", 2 * PIECE_BYTES)
     values = np.arange(5 * PARAMETERS.ring_dimension, dtype=float) / 1024
     long = await blobs.write("long", [to_residues(values)])
     short = await blobs.write("short", [to_residues(values[: 3 * PARAMETERS.ring_dimension])])

@@ -220,7 +220,7 @@ def test_ciphertext_of_another_size_is_refused(tmp_path, kind, change):
 @pytest.mark.parametrize("residue", [PARAMETERS.modulus, 2**64 - 1])
 @pytest.mark.parametrize("position", [0, 2047, 2048, 3 * 4096 - 1])
 def test_residues_beyond_the_modulus_are_refused(tmp_path, monkeypatch, residue, position):
-    monkeypatch.setattr(residue_sums, "RANGE_BLOCKS", 2)
+    monkeypatch.setattr(residue_sums, "READ_BYTES", 2 * PARAMETERS.block_bytes)
     blocks = np.zeros(3 * 2 * PARAMETERS.ring_dimension, dtype=np.uint64)
     blocks[position] = residue
     with pytest.raises(ResidueOutOfRange):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
 
 import anyio
 import pytest
 
-from services.common.threads import WorkerPool, in_thread
+from services.common.threads import WorkerPool, in_thread, spread
 from shelora.errors import QuotaExceeded
 
 
@@ -122,3 +123,33 @@ async def test_functions_see_the_callers_context_and_closed_pools_refuse() -> No
 def test_bounds_are_checked(threads: int, queue: int) -> None:
     with pytest.raises(ValueError, match="worker pool"):
         WorkerPool(threads, queue)
+
+
+async def test_spread_calls_answer_in_order_and_never_more_at_once_than_allowed():
+    running, most = 0, 0
+
+    async def one(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(5 - number):
+            await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    assert await spread((functools.partial(one, number) for number in range(5)), 2) == [0, 1, 2, 3, 4]
+    assert most == 2
+
+
+async def test_spread_waits_for_what_has_begun_and_begins_nothing_after_a_failure():
+    ended: list[int] = []
+
+    async def one(number: int) -> None:
+        if number == 1:
+            raise ValueError("the first one")
+        await asyncio.sleep(0)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match="the first one"):
+        await spread((functools.partial(one, number) for number in range(9)), 2)
+    assert ended == [0]

@@ -24,7 +24,7 @@ SHAPES = parse_shapes("2*64x48,dense*100")
 
 def test_the_planner_knows_the_aggregator_s_limits() -> None:
     assert planned.BATCH_VALUES == compute_module.BATCH_VALUES
-    assert planned.BLOCKS_AT_ONCE == residue_sums.RANGE_BLOCKS
+    assert planned.BLOCKS_AT_ONCE * USUAL_PARAMETERS.block_bytes == residue_sums.STRETCH_BYTES
 
 
 def test_bytes_by_hand() -> None:

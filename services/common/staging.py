@@ -1,0 +1,171 @@
+"""Uploads that are not complete: files that grow at their end, hashed while they do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from services.common.blob_store import Blob, check_key
+from services.common.files import full_disk_refused, make_folders
+from services.common.seals import Sealing, SealKey, measure
+from services.common.threads import in_thread
+from shelora.errors import ChecksumMismatch, OffsetMismatch, SizeMismatch
+
+Adopt = Callable[[Path, str, Sealing], Blob]
+"""Moves a complete, synced file to its key."""
+
+_ID_CHARACTERS: Final = 200
+
+
+class StagingArea:
+    """The folder of all staged uploads of a blob store.
+
+    Args:
+        folder: made if missing.
+        key: makes seals.
+    """
+
+    def __init__(self, folder: Path, key: SealKey) -> None:
+        make_folders(folder, mode=0o700)
+        self._folder = folder
+        self._key = key
+        self._sealings: dict[Path, Sealing] = {}
+
+    def staging(self, upload_id: str, adopt: Adopt) -> DirectoryStaging:
+        """One upload.
+
+        Raises:
+            InvalidIdentifier: the id breaks the rule.
+        """
+        # "~" is in no key, so the file name is unambiguous and one folder is enough.
+        name = check_key(upload_id, _ID_CHARACTERS).replace("/", "~")
+        return DirectoryStaging(self._folder / name, self, adopt)
+
+    def discard(self, prefix: str) -> int:
+        """Forget all uploads whose id begins with the prefix; answers how many."""
+        found = [file for file in self._folder.iterdir() if file.name.startswith(prefix.replace("/", "~"))]
+        for file in found:
+            self.drop(file)
+        return len(found)
+
+    def drop(self, file: Path) -> None:
+        """Forget one upload; a missing one is fine."""
+        file.unlink(missing_ok=True)
+        self._sealings.pop(file, None)
+
+    def note(self, file: Path, offset: int, data: bytes) -> None:
+        """Hash what was just appended; possible as long as this process has seen all bytes before."""
+        sealing = Sealing(self._key) if offset == 0 else self._sealings.get(file)
+        if sealing is None or sealing.size_bytes != offset:
+            self._sealings.pop(file, None)
+            return
+        sealing.add(data)
+        self._sealings[file] = sealing
+
+    def measured(self, file: Path) -> Sealing:
+        """Digest of the whole file, without reading it when its bytes went by this process."""
+        sealing = self._sealings.get(file)
+        if sealing is not None and sealing.size_bytes == file.stat().st_size:
+            return sealing
+        return measure(file, self._key)
+
+
+class DirectoryStaging:
+    """The bytes of an upload that is not complete; made by DirectoryBlobStore.staging."""
+
+    def __init__(self, file: Path, area: StagingArea, adopt: Adopt) -> None:
+        self._file = file
+        self._area = area
+        self._adopt = adopt
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes staged so far."""
+        try:
+            return self._file.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def append(self, offset: int, data: bytes) -> None:
+        """Add bytes at the end; they survive the death of the process (not of the machine) as soon as this returns.
+
+        Args:
+            offset: position of the first byte in the upload.
+            data: the bytes.
+
+        Raises:
+            OffsetMismatch: the offset is not the number of bytes staged so far.
+            StorageFull: the disk takes no more; what was staged before stays.
+        """
+        size = self.size_bytes
+        if offset != size:
+            raise OffsetMismatch(
+                f"upload: expected the next byte at offset {size}, got offset {offset}",
+                hint="ask with GetUpload how many bytes are staged and continue there",
+                context={"staged_bytes": str(size)},
+            )
+        with full_disk_refused("upload"):
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+            except OSError:
+                os.ftruncate(descriptor, offset)
+                raise
+            finally:
+                os.close(descriptor)
+        self._area.note(self._file, offset, data)
+
+    async def commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
+        """Check the staged bytes and turn them into a blob.
+
+        Args:
+            key: where.
+            expected_size: length in bytes that the header announced.
+            expected_sha256: digest that the header announced, 32 bytes.
+
+        Returns:
+            The blob; its bytes are durable and the staging is gone.
+
+        Raises:
+            SizeMismatch: another length; the staging is discarded.
+            ChecksumMismatch: another digest; the staging is discarded.
+            StorageFull: the disk takes no more.
+        """
+        check_key(key)
+        return await in_thread(self._commit, key, expected_size, expected_sha256)
+
+    def _commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
+        with full_disk_refused("upload"):
+            self._sync()
+            measured = self._area.measured(self._file)
+            if measured.size_bytes != expected_size:
+                self.discard()
+                raise SizeMismatch(
+                    f"upload: expected {expected_size} bytes, got {measured.size_bytes}",
+                    hint="send the payload again from its beginning",
+                )
+            digest = measured.sha256()
+            if digest != expected_sha256:
+                self.discard()
+                raise ChecksumMismatch(
+                    f"upload: expected SHA-256 {expected_sha256.hex()[:16]}..., got {digest.hex()[:16]}...",
+                    hint="send the payload again from its beginning",
+                )
+            blob = self._adopt(self._file, key, measured)
+        self.discard()
+        return blob
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        """Forget the staged bytes; none is fine."""
+        self._area.drop(self._file)
