@@ -58,5 +58,18 @@ def parity(
     run(out, fresh=fresh, publish=publish)
 
 
+@app.command()
+def aggregator(
+    out: Annotated[Path, typer.Option(help="Folder of records and report.")] = Path("build/bench/aggregator"),
+    only: Annotated[str | None, typer.Option(help="Measure only parts whose name contains this; no report.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Also rewrite the tables in docs/benchmarks.md.")] = False,
+) -> None:
+    """Residue sums against a memory copy, ingest against a bare gRPC stream, memory against the number of agents."""
+    from bench.aggregator.runner import run  # heavy libraries only for the command that needs them
+
+    run(out, fresh=fresh, publish=publish, only=only)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m bench")

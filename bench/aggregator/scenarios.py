@@ -1,0 +1,51 @@
+"""The parts of the measurement, each in a folder of its own that is removed afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from bench.aggregator.agents import Workload
+from bench.aggregator.ingest import uploads
+from bench.aggregator.memory import cohorts
+from bench.aggregator.sums import sums
+from bench.records import Record
+from bench.runner import Unit
+
+LARGE: Final = Workload(82)
+"""86 MB of ciphertext an agent."""
+
+MEDIUM: Final = Workload(41)
+"""43 MB."""
+
+SMALL: Final = Workload(2, hidden=256)
+"""128 KiB, so that what an upload costs besides its bytes shows."""
+
+ROUNDS: Final = 7
+
+
+def units(folder: Path) -> dict[str, Unit]:
+    """All parts by name."""
+    return {
+        "sums": lambda: sums(folder / "sums"),
+        "one": lambda: collected(folder / "one", lambda place: uploads(place, LARGE, 1, ROUNDS)),
+        "four": lambda: collected(folder / "four", lambda place: uploads(place, MEDIUM, 4, ROUNDS)),
+        "small": lambda: collected(folder / "small", lambda place: uploads(place, SMALL, 1, ROUNDS)),
+        "memory": lambda: collected(folder / "memory", lambda place: cohorts(place, MEDIUM)),
+    }
+
+
+def collected(folder: Path, measure: Callable[[Path], AsyncIterator[Record]]) -> Iterator[Record]:
+    """The records of an asynchronous part."""
+
+    async def collect() -> list[Record]:
+        return [record async for record in measure(folder)]
+
+    folder.mkdir(parents=True)
+    try:
+        yield from asyncio.run(collect())
+    finally:
+        shutil.rmtree(folder)
