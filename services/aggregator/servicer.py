@@ -173,10 +173,10 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         return aggregator_pb2.GetUploadResponse(staged_bytes=status.staged_bytes, complete=status.complete)
 
     async def Upload(
-        self, request_iterator: AsyncIterator[aggregator_pb2.UploadRequest], context: Context
+        self, _requests: AsyncIterator[aggregator_pb2.UploadRequest], context: Context
     ) -> aggregator_pb2.UploadResponse:
         with anyio.CancelScope() as silence:
-            return await self._take(_patiently(request_iterator, self._silence_s, silence), context)
+            return await self._take(_patiently(context, self._silence_s, silence), context)
         raise Unavailable(
             f"upload: expected the next chunk within {self._silence_s:g} s, got none",
             hint="ask with GetUpload how many bytes are staged and continue there",
@@ -230,23 +230,22 @@ async def _first(
 
 
 async def _patiently(
-    messages: AsyncIterator[aggregator_pb2.UploadRequest], silence_s: float, silence: anyio.CancelScope
+    context: Context, silence_s: float, silence: anyio.CancelScope
 ) -> AsyncIterator[aggregator_pb2.UploadRequest]:
-    """The same messages; a sender that falls silent does not keep the call for ever.
+    """The messages of a call; a sender that falls silent does not keep it for ever.
 
     One scope around the whole call, whose deadline is set only while a message is waited for: a scope a message would
-    cost more than the message.
+    cost more than the message. They are read from the context and passed on at once, since the iterator that gRPC
+    offers holds the last one, which adds up while many streams wait for their turns.
     """
-    iterator = messages.__aiter__()
     while True:
         silence.deadline = anyio.current_time() + silence_s
         try:
-            found = [await iterator.__anext__()]
-        except StopAsyncIteration:
-            return
+            found = [await context.read()]
         finally:
             silence.deadline = math.inf
-        # Passed on without keeping it: a stream that waits for its turn must not hold its last message meanwhile.
+        if found[0] is grpc.aio.EOF:
+            return
         yield found.pop()
 
 
