@@ -43,7 +43,8 @@ demo: setup ## key manager, aggregator and four agents tune a model together on 
 	@exec $(BIN)/python -m services.operators.demo $(demo_arguments)
 
 bench: setup ## measure speed, bytes and memory, report in build/bench (PUBLISH=1 rewrites docs/benchmarks.md)
-	@exec $(BIN)/python -m bench speed $(bench_arguments)
+	@$(BIN)/python -m bench speed $(bench_arguments)
+	@$(BIN)/python -m bench aggregator $(bench_arguments)
 
 parity: setup ## accuracy against other ways to average, report in build/bench (PUBLISH=1 rewrites docs/benchmarks.md)
 	@exec $(BIN)/python -m bench parity $(bench_arguments)

@@ -40,7 +40,7 @@ from shelora.plan.plan import Plan
 
 Result = TypeVar("Result")
 
-BATCH_VALUES: Final = 1 << 23
+BATCH_VALUES: Final = 1 << 20
 """Left factors of a module with at most this many values side by side are decomposed at once, more are sketched."""
 
 

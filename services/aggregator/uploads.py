@@ -198,9 +198,6 @@ class Uploads:
                 del piece
                 if staging is None:
                     return False
-                if self._turns.locked():
-                    await ended(staging)
-                    turn.end()
         except BaseException:
             if staging is not None:
                 await _settled(staging)

@@ -12,7 +12,7 @@ from services.operators.planning.rates import Rates
 from services.operators.planning.terms import Participant
 from shelora.plan import ModelShapes, ModuleShape, Packing, SlotLayout
 
-BATCH_VALUES: Final = 1 << 23
+BATCH_VALUES: Final = 1 << 20
 """Left factors of a module with more values than this are sketched one by one, not decomposed at once."""
 
 BLOCKS_AT_ONCE: Final = 64

@@ -73,10 +73,10 @@ def test_memory_does_not_grow_with_the_agents() -> None:
     sketched, more = held(1100), held(4000)
     assert sketched.peak_ram_bytes - sketched.notes_bytes == more.peak_ram_bytes - more.notes_bytes
     assert more.notes_bytes == 2 * 3 * 4000 * 400, "what is left is noted down about every tensor"
-    for count in (2, 100, 1000, 1024, 1025):
+    for count in (2, 100, 127, 128, 129):
         cost = held(count)
         assert cost.peak_ram_bytes - cost.notes_bytes <= cost.ram_ceiling_bytes == more.ram_ceiling_bytes
-    assert held(1024).peak_ram_bytes > 0.9 * more.ram_ceiling_bytes, "2^23 values are decomposed at once"
+    assert held(128).peak_ram_bytes > 0.9 * more.ram_ceiling_bytes, "2^20 values are decomposed at once"
     assert more.basis_s > 3 * sketched.basis_s
 
 
