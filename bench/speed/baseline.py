@@ -9,7 +9,7 @@ Parameters are the published ones: ring dimension 8192, moduli of 60, 40 and 60 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -114,7 +114,7 @@ def _measure_pair(context: Any, run: Run, columns: int, rng: np.random.Generator
 
     sent = watch.timed("encrypt", encrypt)
     products = watch.timed("multiply", multiply)
-    sums = watch.timed("add", lambda: [_add(context, [one[c] for one in products]) for c in range(columns)])
+    sums = watch.timed("add", lambda: [add_terms(context, [one[c] for one in products]) for c in range(columns)])
     opened = watch.timed("decrypt", decrypt)
     average = watch.timed("average", mean)
     error = float(np.abs(opened - average[:, :columns]).max())
@@ -134,7 +134,8 @@ def _multiply(context: Any, columns: list[bytes], factor: Any) -> list[bytes]:
     return [tenseal.ckks_vector_from(context, one).mm(plain).serialize() for one in columns]
 
 
-def _add(context: Any, terms: list[bytes]) -> bytes:
+def add_terms(context: Any, terms: Sequence[bytes]) -> bytes:
+    """Sum of serialized ciphertexts, serialized."""
     total = tenseal.ckks_vector_from(context, terms[0])
     for term in terms[1:]:
         total += tenseal.ckks_vector_from(context, term)
