@@ -21,7 +21,7 @@ from bench.parity.lab import Model
 from services.client_agent.adapter import AdapterState
 from services.client_agent.round import local_update, refit
 from services.client_agent.training.plaintext import average
-from shelora.lora import Adapter, Factors, initial_adapter, pad_rank, reparameterize, truncate
+from shelora.lora import Adapter, Factors, decompose, initial_adapter, pad_rank, reparameterize, truncate
 from shelora.plan import FederationSeed, ModelShapes, ModuleShape, fresh_rows
 from shelora.plan.plan import FLOAT_BYTES
 
@@ -223,7 +223,7 @@ class OursKeeping(Ours):
         """Average as ever; split the average into what each rank holds and the rest."""
         super().combine(number, trained)
         cohort, self._fits = self.cohort, self.models
-        parts = [decompose(update) for update in self.average]
+        parts = [Decomposed(*decompose(update)) for update in self.average]
         self._residuals = [[part.after(rank, sum(cohort.ranks)) for part in parts] for rank in cohort.ranks]
         self.models = [
             Model(model.adapter, tuple(factors.left @ factors.right for factors in residual))
@@ -262,16 +262,6 @@ class Decomposed:
         return reparameterize(self.left[:, :rank], core, rank, scaling, rows)
 
 
-def decompose(update: Float64) -> Decomposed:
-    """Decomposition of an m x n update; by its triangle where the library does not converge, which happens."""
-    try:
-        return Decomposed(*np.linalg.svd(update, full_matrices=False))
-    except np.linalg.LinAlgError:
-        basis, core = np.linalg.qr(update)
-        left, energy, right = np.linalg.svd(core, full_matrices=False)
-        return Decomposed(basis @ left, energy, right)
-
-
 def shares(weights: Sequence[float]) -> Float64:
     """Weights that sum to 1."""
     array = np.asarray(weights, dtype=np.float64)
@@ -299,7 +289,7 @@ def updates_of(state: AdapterState, scaling: float) -> list[Float64]:
 
 def fits(cohort: Cohort, updates: Sequence[Float64], dense: tuple[Float64, ...], number: int) -> list[Model]:
     """Best adapters of every agent's rank on the unchanged base model."""
-    parts = [decompose(update) for update in updates]
+    parts = [Decomposed(*decompose(update)) for update in updates]
     return [
         Model(
             AdapterState(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from shelora.errors import RankMismatch
 from shelora.lora.arrays import Array, check_matrix, check_positive, check_rank, row_signs
+from shelora.lora.decomposition import decompose
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def canonical(b: npt.ArrayLike, a: npt.ArrayLike, scaling: float) -> Factors:
     check_rank(rank, min(rows, a_matrix.shape[1]))
     b_basis, b_core = np.linalg.qr(b_matrix)
     a_basis, a_core = np.linalg.qr(a_matrix.T)
-    inner, energy, outer = np.linalg.svd(factor * (b_core @ a_core.T))
+    inner, energy, outer = decompose(factor * (b_core @ a_core.T))
     right = outer @ a_basis.T
     signs = row_signs(right)
     return Factors(left=b_basis @ (inner * (energy * signs)), right=right * signs[:, None])

@@ -26,7 +26,7 @@ from services.client_agent.training.trainer import Trainer
 from services.common.config import load_config
 from services.common.files import write_atomically
 from shelora.errors import InvalidConfiguration, ModelMismatch, SheLoraError
-from shelora.lora import Adapter, initial_adapter, reparameterize
+from shelora.lora import Adapter, decompose, initial_adapter, reparameterize
 from shelora.plan import FederationSeed, ModuleShape, fresh_rows, uniform_stream
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ def cut(update: NDArray[np.float64], rank: int, scaling: float, rows: NDArray[np
         scaling: its alpha / rank.
         rows: float64[rank, n], rows of A for directions that the update does not have.
     """
-    left, energy, right = np.linalg.svd(update, full_matrices=False)
+    left, energy, right = decompose(update)
     return reparameterize(left, energy[:, None] * right, rank, scaling, rows)
 
 

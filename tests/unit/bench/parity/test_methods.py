@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.parity.exchange import Exchange
-from bench.parity.methods import Cohort, FedIt, FlexLora, Flora, HetLora, Ours, OursKeeping, decompose, updates_of
+from bench.parity.methods import Cohort, FedIt, FlexLora, Flora, HetLora, Ours, OursKeeping, updates_of
 from services.client_agent.adapter import AdapterState
 from services.client_agent.training.plaintext import average
 from shelora.lora import Adapter
@@ -133,19 +133,3 @@ def test_working_models_with_a_kept_residual_are_all_the_average(cohort, keys, t
         parts = zip(model.residual, updates_of(model.adapter, scaling), keeping.average, strict=True)
         for rest, held, whole in parts:
             assert np.abs(rest + held - whole).max() <= 1e-6 * np.abs(whole).max()  # the basis travels as float32
-
-
-def test_a_decomposition_that_does_not_converge_is_made_from_the_triangle(monkeypatch):
-    update = np.random.default_rng(0).normal(size=(6, 5))
-    wanted, real, asked = decompose(update), np.linalg.svd, []
-
-    def refuse_once(*arguments, **options):
-        asked.append(arguments)
-        if len(asked) == 1:
-            raise np.linalg.LinAlgError("SVD did not converge")
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(np.linalg, "svd", refuse_once)
-    found = decompose(update)
-    np.testing.assert_allclose(found.energy, wanted.energy)
-    np.testing.assert_allclose((found.left * found.energy) @ found.right, update, atol=1e-12)
