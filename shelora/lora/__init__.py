@@ -8,6 +8,7 @@ from shelora.lora.basis import BasisSketch, basis, basis_rows
 from shelora.lora.canonical import Factors, canonical
 from shelora.lora.decomposition import decompose
 from shelora.lora.reparameterize import Adapter, initial_adapter, pad_rank, reparameterize, truncate
+from shelora.lora.residual import join, split
 from shelora.lora.scaling import lora_scaling
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "decompose",
     "dense_average",
     "initial_adapter",
+    "join",
     "lora_scaling",
     "pad_rank",
     "plain_part",
     "plaintext_average",
     "project",
     "reparameterize",
+    "split",
     "truncate",
 ]
