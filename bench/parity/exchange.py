@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,10 @@ from services.common.threads import WorkerPool
 from shelora.he.parameters import CkksParameters
 from shelora.he.residues import as_blocks
 from shelora.he.secret import CkksContext, Decryptor, Encryptor
-from shelora.lora import Factors, project
 from shelora.plan import FederationSeed, ModelShapes, Negotiation, Packing, Plan, parse_budget, resolve_plan_columns
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-Residual: TypeAlias = Sequence[Factors]
-"""left @ right per module."""
 
 FEDERATION: Final = "parity"
 EPOCH: Final = 1
@@ -104,7 +101,7 @@ class Exchange:
             folder: for the aggregator's blobs; emptied.
             keys: of the epoch.
             shapes: what is averaged.
-            ranks: one an agent.
+            ranks: of what is sent, one an agent.
             seed: what column orders and fresh rows are drawn from.
             packing: of the ciphertexts.
             cap: largest number of basis rows; None takes the product's default.
@@ -136,25 +133,21 @@ class Exchange:
         number: int,
         updates: Sequence[LocalUpdate],
         examples: Sequence[int],
-        residuals: Sequence[Residual] | None = None,
     ) -> Exchanged:
         """One round.
 
         Args:
             number: of the round; column orders depend on it.
-            updates: one an agent.
+            updates: one an agent, of the agents' ranks.
             examples: one an agent.
-            residuals: what each agent adds to its encrypted part alone, in the common basis: that part has as many rows
-                as the basis, whatever the agent's rank, so it costs nothing. None adds nothing.
         """
-        return asyncio.run(self._average(number, updates, examples, residuals))
+        return asyncio.run(self._average(number, updates, examples))
 
     async def _average(
         self,
         number: int,
         updates: Sequence[LocalUpdate],
         examples: Sequence[int],
-        residuals: Sequence[Residual] | None,
     ) -> Exchanged:
         shutil.rmtree(self._folder, ignore_errors=True)
         blobs, pool = DirectoryBlobStore(self._folder), WorkerPool(1)
@@ -166,11 +159,9 @@ class Exchange:
             ]
             basis = await compute.compute_basis(self.plan, members, "round")
             members = [replace(member, projection=basis.projections[member.agent]) for member in members]
-            extra: Sequence[Residual | None] = residuals or [None] * len(updates)
-            bases = load_tensors(blobs.path(basis.basis.key))
             ciphers = [
-                await self._send_cipher(blobs, member, *added(update, residual, bases), orders)
-                for member, update, residual in zip(members, updates, extra, strict=True)
+                await self._send_cipher(blobs, member, update, orders)
+                for member, update in zip(members, updates, strict=True)
             ]
             largest = [max(counts) for counts in zip(*self._columns, strict=True)]
             blocks = self.plan.layout(self._ranks).blocks(largest)
@@ -211,13 +202,10 @@ class Exchange:
         blobs: DirectoryBlobStore,
         member: CohortMember,
         update: LocalUpdate,
-        further: Mapping[str, Float64],
         orders: tuple[Int64, ...],
     ) -> Blob:
         assert member.projection is not None  # answered with the basis
-        projections: dict[str, npt.NDArray[np.floating]] = dict(load_tensors(blobs.path(member.projection.key)))
-        for name, columns in further.items():
-            projections[name] = np.concatenate([projections[name], columns], axis=1)
+        projections = load_tensors(blobs.path(member.projection.key))
         layout = self.plan.layout(self._ranks)
         values = cipher_values(update, orders, member.columns, projections, member.weight, layout)
         sent = self._keys.encryptor.encrypt(values).tobytes()
@@ -233,19 +221,3 @@ class Exchange:
         opened = self._keys.decryptor.decrypt(blocks, count)
         weight = sum(member.weight for member in members)
         return open_average(load_tensors(plain), opened, orders, layout, first_plain, weight)
-
-
-def added(
-    update: LocalUpdate, residual: Residual | None, bases: Mapping[str, npt.NDArray[Any]]
-) -> tuple[LocalUpdate, dict[str, Float64]]:
-    """An update with a residual behind it, and the residual's projections, which the agent makes itself."""
-    if residual is None:
-        return update, {}
-    factors = tuple(
-        Factors(np.concatenate([own.left, more.left], axis=1), np.concatenate([own.right, more.right]))
-        for own, more in zip(update.factors, residual, strict=True)
-    )
-    further = {
-        f"{index}.projection": project(bases[f"{index}.basis"], more.left) for index, more in enumerate(residual)
-    }
-    return LocalUpdate(factors, update.dense), further

@@ -35,8 +35,8 @@ class Model:
     """What an agent works with.
 
     Attributes:
-        adapter: of the agent's rank.
-        residual: float64[m, n] per module, added to the frozen weights; None adds nothing.
+        adapter: of the agent's rank; its own residual, which the product keeps, goes into the frozen weights.
+        residual: float64[m, n] per module, added to the frozen weights as well; None adds nothing.
     """
 
     adapter: AdapterState
@@ -91,7 +91,8 @@ class Bench:
     frozen: tuple[torch.Tensor, ...]
 
     def take(self, model: Model) -> None:
-        """Load adapter and residual."""
+        """Load adapter and residuals."""
+        self.tuned.frozen.keep(None)
         with torch.no_grad():
             for index, (layer, weight) in enumerate(zip(self.tuned.layers, self.frozen, strict=True)):
                 base: Any = layer.get_base_layer().weight
@@ -99,6 +100,7 @@ class Bench:
                 if model.residual is not None:
                     added = torch.from_numpy(model.residual[index]).to(base.dtype)
                     base += added.T if layer.fan_in_fan_out else added
+        self.tuned.frozen.keep(model.adapter.residual)
         self.tuned.write(model.adapter)
 
 

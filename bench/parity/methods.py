@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from bench.parity.lab import Model
 from services.client_agent.adapter import AdapterState
 from services.client_agent.round import local_update, refit
 from services.client_agent.training.plaintext import average
-from shelora.lora import Adapter, Factors, initial_adapter, pad_rank, reparameterize, truncate
+from shelora.lora import Adapter, decompose, initial_adapter, pad_rank, reparameterize, truncate
 from shelora.plan import FederationSeed, ModelShapes, ModuleShape, fresh_rows
 from shelora.plan.plan import FLOAT_BYTES
 
@@ -162,6 +162,8 @@ class Ours(Method):
     """The protocol."""
 
     name = "ours, exact"
+    sent_rank: int | None = None
+    """Rank of what agents send; None: each its own."""
 
     def __init__(self, cohort: Cohort, exchange: Exchange) -> None:
         """Exchange updates this way."""
@@ -173,18 +175,18 @@ class Ours(Method):
     def combine(self, number: int, trained: Sequence[AdapterState]) -> None:
         """Canonical factors, common basis, encryption, sum, refit."""
         cohort = self.cohort
-        updates = [local_update(state, scaling) for state, scaling in zip(trained, cohort.scalings, strict=True)]
-        exchanged = self.exchange.average(number, updates, cohort.examples, self.residuals())
+        updates = [
+            local_update(state, scaling, start.adapter.residual, self.sent_rank)
+            for state, scaling, start in zip(trained, cohort.scalings, self.models, strict=True)
+        ]
+        exchanged = self.exchange.average(number, updates, cohort.examples)
         opened, self._sent = exchanged.average, exchanged.sent_bytes
         self.average = tuple(basis @ core for basis, core in opened.modules)
+        seed, plan, sent = self.exchange.seed, self.exchange.plan, self.sent_rank
         self.models = [
-            Model(refit(opened.modules, opened.dense, self.exchange.seed, self.exchange.plan, number, rank, scaling))
+            Model(refit(opened.modules, opened.dense, seed, plan, number, rank, scaling, sent))
             for rank, scaling in zip(cohort.ranks, cohort.scalings, strict=True)
         ]
-
-    def residuals(self) -> list[list[Factors]] | None:
-        """What agents add to their encrypted parts."""
-        return None
 
     def sent_bytes(self) -> list[int]:
         """Factors and ciphertext."""
@@ -204,39 +206,24 @@ class OursDense(Ours):
 
 
 class OursKeeping(Ours):
-    """The protocol, but no agent's cut takes anything from the average or from its own model.
+    """The protocol, and every agent sends the largest rank whatever it trains.
 
-    What an agent's rank cannot hold of the last average stays in its base weights while it trains, and goes into its
-    encrypted part, which has a row for every direction of the common basis anyway. Nothing grows on the wire.
+    What an agent's rank cannot hold of the last average, up to the sent rank, stays in its base weights while it trains
+    and goes into what it sends: the product's own `lora.sent_rank`. The basis has as many rows as the trained ranks
+    together, so the ciphertexts stay as large as without.
     """
 
     name = "ours, residual kept"
     one_model = True
 
     def __init__(self, cohort: Cohort, exchange: Exchange) -> None:
-        """Begin without residuals."""
+        """Send the largest rank; `exchange` must be of that rank."""
         super().__init__(cohort, exchange)
-        self._residuals: list[list[Factors]] | None = None
-        self._fits = self.models
-
-    def combine(self, number: int, trained: Sequence[AdapterState]) -> None:
-        """Average as ever; split the average into what each rank holds and the rest."""
-        super().combine(number, trained)
-        cohort, self._fits = self.cohort, self.models
-        parts = [decompose(update) for update in self.average]
-        self._residuals = [[part.after(rank, sum(cohort.ranks)) for part in parts] for rank in cohort.ranks]
-        self.models = [
-            Model(model.adapter, tuple(factors.left @ factors.right for factors in residual))
-            for model, residual in zip(self._fits, self._residuals, strict=True)
-        ]
-
-    def residuals(self) -> list[list[Factors]] | None:
-        """The rest that each agent holds in its base weights."""
-        return self._residuals
+        self.sent_rank = max(cohort.ranks)
 
     def exported(self) -> list[Model]:
         """The best fit of each rank."""
-        return self._fits
+        return [Model(replace(model.adapter, residual=())) for model in self.models]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,25 +238,10 @@ class Decomposed:
     energy: Float64
     right: Float64
 
-    def after(self, rank: int, end: int) -> Factors:
-        """Directions from `rank` to `end`; at least one."""
-        kept = slice(rank, max(rank + 1, end))
-        return Factors(self.left[:, kept] * self.energy[kept], self.right[kept])
-
     def cut(self, rank: int, scaling: float, rows: Float64) -> Adapter:
         """Best adapter of a rank."""
         core = self.energy[:rank, None] * self.right[:rank]
         return reparameterize(self.left[:, :rank], core, rank, scaling, rows)
-
-
-def decompose(update: Float64) -> Decomposed:
-    """Decomposition of an m x n update; by its triangle where the library does not converge, which happens."""
-    try:
-        return Decomposed(*np.linalg.svd(update, full_matrices=False))
-    except np.linalg.LinAlgError:
-        basis, core = np.linalg.qr(update)
-        left, energy, right = np.linalg.svd(core, full_matrices=False)
-        return Decomposed(basis @ left, energy, right)
 
 
 def shares(weights: Sequence[float]) -> Float64:
@@ -299,7 +271,7 @@ def updates_of(state: AdapterState, scaling: float) -> list[Float64]:
 
 def fits(cohort: Cohort, updates: Sequence[Float64], dense: tuple[Float64, ...], number: int) -> list[Model]:
     """Best adapters of every agent's rank on the unchanged base model."""
-    parts = [decompose(update) for update in updates]
+    parts = [Decomposed(*decompose(update)) for update in updates]
     return [
         Model(
             AdapterState(

@@ -140,16 +140,17 @@ def centralised(study: Callable[[], Study], seed: int) -> Iterator[Record]:
 def make_method(shared: Study, key: str, learners: Sequence[Learner], seed: int) -> Method:
     """A method at its start."""
     cohort, kind = _cohort(shared, learners, seed), METHODS[key]
+    caps = {OursCapped: max(cohort.ranks), OursKeeping: sum(cohort.ranks)}
     if not issubclass(kind, Ours):
         return kind(cohort)
     exchange = Exchange(
         shared.folder / "exchange",
         shared.keys,
         cohort.shapes,
-        cohort.ranks,
+        [max(cohort.ranks)] * len(cohort.ranks) if kind is OursKeeping else cohort.ranks,
         cohort.seed,
         packing=Packing.DENSE if kind is OursDense else Packing.EXACT,
-        cap=max(cohort.ranks) if kind is OursCapped else None,
+        cap=caps.get(kind),
     )
     return kind(cohort, exchange)
 

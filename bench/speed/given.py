@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from services.client_agent.peft_files import CONFIG_FILE, write_adapter_folder
 from services.client_agent.ports import Float64
 from services.client_agent.progress import Report
 from services.common.files import write_atomically
-from shelora.lora import Adapter
+from shelora.lora import Adapter, Factors
 
 _DEVIATION: Final = 0.02
 _ALPHA_OVER_RANK: Final = 2.0
@@ -41,7 +41,7 @@ class GivenTrainer:
         """Draw everything beforehand, so that no round pays for it."""
         self.signature = Signature(run.shapes, _DIGEST, _DIGEST, "sequence-classification", _DIGEST)
         self.examples = 100 + index
-        self.rank = run.rank(index)
+        self.rank = self.sent_rank = run.rank(index)
         self.scaling = _ALPHA_OVER_RANK
         rng = np.random.default_rng(index)
         self._adapters = [
@@ -70,6 +70,9 @@ class GivenTrainer:
     def get_adapter(self) -> AdapterState:
         """The present adapter."""
         return self._state
+
+    def set_residual(self, residual: Sequence[Factors] | None) -> None:
+        """What is trained is given, so nothing kept could change it."""
 
     def train(self, round_number: int, report: Report, should_stop: Callable[[], bool]) -> dict[str, float]:
         """Put the round's adapter in place; modules change places from round to round."""

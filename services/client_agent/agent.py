@@ -89,6 +89,7 @@ class Agent:
                 name="",
                 federation=config.federation,
                 rank=config.lora.rank,
+                sent_rank=config.lora.effective_sent_rank,
                 budget=config.encryption.budget,
                 applied_round=applied,
                 metrics=self._figures.get(applied) if applied else {},
@@ -243,7 +244,7 @@ class Agent:
             self._conductor = self._make_conductor(membership, trainer, keys, columns)
         await membership.register(
             Registration(
-                rank=trainer.rank,
+                rank=trainer.sent_rank,
                 columns=columns,
                 budget=self.config.encryption.budget,
                 signature=trainer.signature,

@@ -142,7 +142,8 @@ class Averages:
             bases, cores = zip(*modules, strict=True) if modules else ((), ())
             opened = AveragedUpdate(bases, cores, tuple(averaged))
             kit.reveal.average(number, opened, [member.agent for member in counted])
-        return refit(modules, averaged, keys.seed, plan, number, kit.trainer.rank, kit.trainer.scaling)
+        trainer = kit.trainer
+        return refit(modules, averaged, keys.seed, plan, number, trainer.rank, trainer.scaling, trainer.sent_rank)
 
     def _save(self, number: int, adapter: AdapterState) -> None:
         self._kit.trainer.save_adapter(self._kit.state.adapter(number), adapter)
@@ -160,7 +161,7 @@ class Averages:
         kit.figures.add(number, accuracy_after=accuracy, loss_after=loss, seconds_evaluate=seconds)
 
     def _measure(self, adapter: AdapterState, report: Callable[[float, str], None]) -> tuple[float, float]:
-        self._kit.trainer.set_adapter(adapter)
+        self._kit.load(adapter)
         found = self._kit.trainer.evaluate(report)
         return found.accuracy, found.loss
 

@@ -41,7 +41,7 @@ async def _resolve(
     config: AgentConfig, state: AgentState, shapes: ModelShapes, epoch: EpochKeys, terms: Terms
 ) -> tuple[int, ...]:
     budget = config.encryption.parsed_budget
-    cap = terms.basis_cap or _CAP_FACTOR * config.lora.rank
+    cap = terms.basis_cap or _CAP_FACTOR * config.lora.effective_sent_rank
     rows = tuple(min(module.out_features, cap) for module in shapes.modules)
     rate = None
     if budget.kind is BudgetKind.AUTO:

@@ -149,9 +149,10 @@ def _show_status(seen: Status, as_json: bool) -> None:
         console.print_json(json.dumps(asdict(seen)))
         return
     activity = seen.activity.value + (" (paused)" if seen.paused else "")
+    rank = f"{seen.rank} (sends {seen.sent_rank})" if seen.sent_rank > seen.rank else str(seen.rank)
     console.print(f"[bold]{seen.name or '(not enrolled)'}[/] in {seen.federation}: {activity}", highlight=False)
     console.print(
-        f"round {seen.round} of {seen.rounds}, applied {seen.applied_round}, rank {seen.rank}, budget {seen.budget}"
+        f"round {seen.round} of {seen.rounds}, applied {seen.applied_round}, rank {rank}, budget {seen.budget}"
     )
     for name, value in sorted(seen.metrics.items()):
         console.print(f"  {name:<24} {value:g}")

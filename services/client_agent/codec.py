@@ -144,6 +144,7 @@ def status_to_proto(status: Status) -> agent_pb2.AgentStatus:
         last_error=status.last_error,
         version=own_version(),
         paused=status.paused,
+        sent_rank=status.sent_rank,
     )
 
 
@@ -173,4 +174,5 @@ def status_from_proto(message: agent_pb2.AgentStatus, fraction: float = 0.0, det
         metrics=dict(message.metrics),
         last_error=message.last_error,
         paused=message.paused,
+        sent_rank=message.sent_rank,
     )

@@ -110,6 +110,12 @@ class LoraSection(ServiceConfig):
     """The adapter this agent trains. Ranks may differ between agents; targets and saved modules may not."""
 
     rank: int = Field(default=8, ge=1, le=4096)
+    sent_rank: int | None = Field(default=None, ge=1, le=4096)
+    """Rank of what is sent; None takes the rank, at least which it is.
+
+    Above the rank, what the adapter cannot hold of the average is kept in the frozen weights while it trains and goes
+    into what is sent. To the federation this is an agent of the sent rank; saved adapters stay of the rank.
+    """
     alpha: float | None = Field(default=None, gt=0)
     """The update is alpha / rank * B @ A; None takes 2 * rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -130,6 +136,17 @@ class LoraSection(ServiceConfig):
         if self.target_modules == ():
             raise ValueError("expected at least one target module; remove lora.target_modules for the usual ones")
         return self
+
+    @model_validator(mode="after")
+    def _check_sent_rank(self) -> LoraSection:
+        if self.sent_rank is not None and self.sent_rank < self.rank:
+            raise ValueError(f"expected a sent_rank of at least the rank {self.rank}, got {self.sent_rank}")
+        return self
+
+    @property
+    def effective_sent_rank(self) -> int:
+        """Sent rank as it is used."""
+        return self.rank if self.sent_rank is None else self.sent_rank
 
     @property
     def effective_alpha(self) -> float:

@@ -66,7 +66,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Registration:
-    """What the agent says about itself; `columns` is the encrypted k per module."""
+    """What the agent says about itself; `rank` is that of what it sends, `columns` the encrypted k per module."""
 
     rank: int
     columns: tuple[int, ...]
@@ -137,7 +137,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Status:
-    """The agent at a glance."""
+    """The agent at a glance; `sent_rank` is above `rank` where a residual is kept."""
 
     name: str
     federation: str
@@ -152,3 +152,4 @@ class Status:
     metrics: Mapping[str, float] = field(default_factory=dict)
     last_error: str = ""
     paused: bool = False
+    sent_rank: int = 0

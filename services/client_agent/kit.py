@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from services.client_agent.adapter import AdapterState
 from services.client_agent.domain import Received
 from services.client_agent.figures import RoundFigures
 from services.client_agent.keys import EpochKeys, KeyRing, check_parameters
@@ -83,6 +84,11 @@ class Kit:
         keys = await self.keys.epoch(plan.epoch)
         check_parameters(keys, plan.parameters_digest)
         return keys
+
+    def load(self, adapter: AdapterState) -> None:
+        """Put an adapter and its residual into the model; blocks."""
+        self.trainer.set_residual(adapter.residual or None)
+        self.trainer.set_adapter(adapter)
 
 
 def agreed_layout(plan: Plan, received: Received) -> SlotLayout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -14,6 +14,7 @@ from services.client_agent.adapter import AdapterState
 from services.client_agent.domain import PayloadKind, Received, Registration, Signature, Terms, Upload, View
 from services.client_agent.progress import Report
 from services.common.keymanager_client import FetchedEpoch
+from shelora.lora import Factors
 
 Float64 = npt.NDArray[np.float64]
 
@@ -53,6 +54,10 @@ class Trainer(Protocol):
     def scaling(self) -> float:
         """LoRA scaling alpha / r."""
 
+    @property
+    def sent_rank(self) -> int:
+        """Rank of what is sent; the LoRA rank unless a residual is kept."""
+
     def initial_dense(self, stream: Callable[[str, int], Float64]) -> tuple[Float64, ...]:
         """Dense tensors at the start; fresh ones come from `stream(name, count)`, uniform in [0, 1)."""
 
@@ -63,7 +68,10 @@ class Trainer(Protocol):
         """Load an adapter of this trainer's rank."""
 
     def get_adapter(self) -> AdapterState:
-        """The adapter as it is now."""
+        """The adapter as it is now, without a residual."""
+
+    def set_residual(self, residual: Sequence[Factors] | None) -> None:
+        """Keep left @ right of every module in its frozen weights, instead of what was kept there; None: nothing."""
 
     def train(self, round_number: int, report: Report, should_stop: Callable[[], bool]) -> dict[str, float]:
         """Train on local data; deterministic for one seed and round. Figures: loss, steps, seconds."""

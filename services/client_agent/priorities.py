@@ -41,9 +41,9 @@ class ColumnPriorities:
         report = kit.board.begin(Activity.CALIBRATING, "column sensitivity")
 
         def work() -> None:
-            kit.trainer.set_adapter(adapter)
+            kit.load(adapter)
             norms = kit.trainer.activation_norms(report)
-            scores = negotiation.sensitivities(norms, [module.a for module in adapter.modules])
+            scores = negotiation.sensitivities(norms, adapter.right_factors())
             if plan.negotiation is Negotiation.OPE:
                 write_tensors(path, negotiation.vote_tensors(keys.seed, plan, scores, vote_columns))
             else:

@@ -21,7 +21,9 @@ from shelora.lora import (
     cipher_part,
     dense_average,
     initial_adapter,
+    join,
     reparameterize,
+    split,
 )
 from shelora.plan import (
     FederationSeed,
@@ -76,9 +78,24 @@ class AveragedUpdate:
         return zip(self.basis, self.core, strict=True)
 
 
-def local_update(adapter: AdapterState, scaling: float) -> LocalUpdate:
-    """Bring a trained adapter into canonical form, module by module."""
-    factors = tuple(canonical(module.b, module.a, scaling) for module in adapter.modules)
+def local_update(
+    adapter: AdapterState, scaling: float, residual: Sequence[Factors] = (), sent_rank: int | None = None
+) -> LocalUpdate:
+    """Bring a trained adapter into canonical form, module by module, with the residual that was kept beside it.
+
+    Args:
+        adapter: what was trained.
+        scaling: its alpha / rank.
+        residual: per module, or empty where nothing was kept.
+        sent_rank: the rank of what is sent; None takes each module's own.
+    """
+    kept = residual or (None,) * len(adapter.modules)
+    factors = tuple(
+        canonical(module.b, module.a, scaling)
+        if rest is None and sent_rank in (None, module.rank)
+        else join(module, scaling, rest, sent_rank or module.rank)
+        for module, rest in zip(adapter.modules, kept, strict=True)
+    )
     return LocalUpdate(factors, tuple(np.asarray(tensor, dtype=np.float64) for tensor in adapter.dense))
 
 
@@ -229,8 +246,9 @@ def refit(
     round_number: int,
     rank: int,
     scaling: float,
+    sent_rank: int | None = None,
 ) -> AdapterState:
-    """Best adapter of the agent's own rank for an opened average.
+    """Best adapter of the agent's own rank for an opened average, and the residual up to the sent rank.
 
     Args:
         modules: (basis, core) per module, as `open_modules` yields them.
@@ -240,19 +258,24 @@ def refit(
         round_number: the round that was averaged.
         rank: the agent's own.
         scaling: the agent's alpha / rank.
+        sent_rank: the rank of what the agent sends; None or the own rank keeps no residual.
     """
-    fitted = tuple(
+    whole = rank if sent_rank is None else sent_rank
+    fitted = (
         reparameterize(
             basis,
             core,
-            rank,
+            whole,
             scaling,
-            partial(_rows, seed, plan, module, round_number, rank),
+            partial(_rows, seed, plan, module, round_number, whole),
             missing=_MISSING_AFTER_FLOAT32,
         )
         for module, (basis, core) in zip(plan.shapes.modules, modules, strict=True)
     )
-    return AdapterState(fitted, tuple(dense))
+    if whole == rank:
+        return AdapterState(tuple(fitted), tuple(dense))
+    parts = [split(adapter, rank, scaling) for adapter in fitted]
+    return AdapterState(tuple(fit for fit, _ in parts), tuple(dense), tuple(rest for _, rest in parts))
 
 
 def _rows(seed: FederationSeed, plan: Plan, module: ModuleShape, round_number: int, rank: int) -> Float64:

@@ -7,7 +7,7 @@
       plans/<version>/                 column priorities; the sent sensitivities or votes
       rounds/<round>/                  own factors in the clear, payloads as sent and received, figures
       adapters/round-<round>/          PEFT adapters; round-000 is the start
-      adapters/state-<round>.safetensors  the newest one at full precision
+      adapters/state-<round>.safetensors  the newest one at full precision, with the residual kept beside it
       state.json                       last round whose average was applied
       budget.json, link.json           encrypted columns as first resolved; measured upload rate
       lock                             held while an agent runs

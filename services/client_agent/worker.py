@@ -115,15 +115,17 @@ class RoundWorker:
         started = kit.clock.monotonic_s()
 
         def train() -> tuple[AdapterState, dict[str, float]]:
-            kit.trainer.set_adapter(adapter)
+            kit.load(adapter)
             figures = kit.trainer.train(number, report, kit.blocking.stopping)
             return kit.trainer.get_adapter(), {name: float(value) for name, value in figures.items()}
 
         trained, metrics = await kit.blocking.run(train)
         metadata = {"examples": kit.trainer.examples, "metrics": metrics}
 
+        sent = kit.trainer.sent_rank
+
         def keep() -> LocalUpdate:
-            update = local_update(trained, kit.trainer.scaling)
+            update = local_update(trained, kit.trainer.scaling, adapter.residual, sent)
             kit.state.save_update(number, update, metadata)
             return update
 

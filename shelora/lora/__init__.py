@@ -6,7 +6,9 @@ Nothing here forms an m x n matrix except `plaintext_average`, the reference the
 from shelora.lora.aggregate import average, cipher_part, dense_average, plain_part, plaintext_average, project
 from shelora.lora.basis import BasisSketch, basis, basis_rows
 from shelora.lora.canonical import Factors, canonical
+from shelora.lora.decomposition import decompose
 from shelora.lora.reparameterize import Adapter, initial_adapter, pad_rank, reparameterize, truncate
+from shelora.lora.residual import join, split
 from shelora.lora.scaling import lora_scaling
 
 __all__ = [
@@ -18,13 +20,16 @@ __all__ = [
     "basis_rows",
     "canonical",
     "cipher_part",
+    "decompose",
     "dense_average",
     "initial_adapter",
+    "join",
     "lora_scaling",
     "pad_rank",
     "plain_part",
     "plaintext_average",
     "project",
     "reparameterize",
+    "split",
     "truncate",
 ]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from shelora.errors import RankMismatch, ShapeMismatch, ValueOutOfRange
 from shelora.lora.arrays import Array, check_matrix, check_positive, check_rank, check_same_length, row_signs
+from shelora.lora.decomposition import decompose
 
 
 def basis_rows(m: int, ranks: Sequence[int], cap: int) -> int:
@@ -159,7 +160,7 @@ class BasisSketch:
         self._columns = np.concatenate([self._columns, columns], axis=1)
         self._rank_sum += rank_sum
         if self._columns.shape[1] > 2 * self._cap:
-            directions, energy, _ = np.linalg.svd(self._columns, full_matrices=False)
+            directions, energy, _ = decompose(self._columns)
             self._columns = (directions * energy)[:, : self._cap]
 
 
@@ -178,5 +179,5 @@ def _weigh(left: npt.ArrayLike, weight: float, rows: int) -> Array:
 
 
 def _leading(columns: Array, cap: int) -> Array:
-    directions = np.linalg.svd(columns, full_matrices=False)[0][:, :cap]
+    directions = decompose(columns)[0][:, :cap]
     return np.ascontiguousarray(directions * row_signs(directions.T))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from shelora.errors import RankMismatch
 from shelora.lora.arrays import Array, check_matrix, check_positive, check_rank, row_signs
+from shelora.lora.decomposition import decompose
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +69,23 @@ def canonical(b: npt.ArrayLike, a: npt.ArrayLike, scaling: float) -> Factors:
     a_matrix = check_matrix("a", a, rows=rank)
     factor = check_positive("scaling", scaling)
     check_rank(rank, min(rows, a_matrix.shape[1]))
-    b_basis, b_core = np.linalg.qr(b_matrix)
-    a_basis, a_core = np.linalg.qr(a_matrix.T)
-    inner, energy, outer = np.linalg.svd(factor * (b_core @ a_core.T))
+    return compress(b_matrix, a_matrix, factor)
+
+
+def compress(b: Array, a: Array, factor: float) -> Factors:
+    """As `canonical`, for checked arrays of any inner dimension p.
+
+    Args:
+        b: float64[m, p].
+        a: float64[p, n].
+        factor: multiplies the product.
+
+    Returns:
+        Factors of rank min(m, n, p).
+    """
+    b_basis, b_core = np.linalg.qr(b)
+    a_basis, a_core = np.linalg.qr(a.T)
+    inner, energy, outer = decompose(factor * (b_core @ a_core.T))
     right = outer @ a_basis.T
     signs = row_signs(right)
     return Factors(left=b_basis @ (inner * (energy * signs)), right=right * signs[:, None])

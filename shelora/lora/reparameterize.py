@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from shelora.errors import RankMismatch, ShapeMismatch
 from shelora.lora.arrays import Array, check_matrix, check_positive, check_rank, row_signs
+from shelora.lora.decomposition import decompose
 
 MISSING_DIRECTION = 1e-12
 """Singular values up to this share of the largest count as missing."""
@@ -113,7 +114,7 @@ def reparameterize(
     check_rank(rank, min(m, n))
     factor = check_positive("scaling", scaling)
     triangle: Array = np.asarray(np.linalg.qr(coordinates.T, mode="r"))
-    inner, energy, _ = np.linalg.svd(triangle.T, full_matrices=False)
+    inner, energy, _ = decompose(triangle.T)
     present = min(rank, int(np.count_nonzero(energy > missing * np.max(energy, initial=0.0))))
     strongest, strengths = inner[:, :present], energy[:present]
     scaled = strongest.T @ coordinates

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shelora.v1 import types_pb2 as shelora_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16shelora/v1/agent.proto\x12\nshelora.v1\x1a\x16shelora/v1/types.proto\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\"\xe9\x02\n\x0b\x41gentStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nfederation\x18\x02 \x01(\t\x12+\n\x08\x61\x63tivity\x18\x03 \x01(\x0e\x32\x19.shelora.v1.AgentActivity\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x15\n\rapplied_round\x18\x06 \x01(\r\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\x0e\n\x06\x62udget\x18\x08 \x01(\t\x12\x35\n\x07metrics\x18\t \x03(\x0b\x32$.shelora.v1.AgentStatus.MetricsEntry\x12\x12\n\nlast_error\x18\n \x01(\t\x12,\n\x07version\x18\x0b \x01(\x0b\x32\x1b.shelora.v1.SoftwareVersion\x12\x0e\n\x06paused\x18\x0c \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0e\n\x0cStartRequest\"8\n\rStartResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\"\x0e\n\x0cPauseRequest\"8\n\rPauseResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\"\x1d\n\x0bStopRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0e\n\x0cStopResponse\"5\n\x14\x45xportAdapterRequest\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"6\n\x15\x45xportAdapterResponse\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x16\n\x14WatchProgressRequest\"b\n\x15WatchProgressResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*\xf6\x02\n\rAgentActivity\x12\x1e\n\x1a\x41GENT_ACTIVITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_ACTIVITY_IDLE\x10\x01\x12\x1c\n\x18\x41GENT_ACTIVITY_PREPARING\x10\x02\x12\x1a\n\x16\x41GENT_ACTIVITY_WAITING\x10\x03\x12\x1e\n\x1a\x41GENT_ACTIVITY_CALIBRATING\x10\x04\x12\x1b\n\x17\x41GENT_ACTIVITY_TRAINING\x10\x05\x12\x1d\n\x19\x41GENT_ACTIVITY_ENCRYPTING\x10\x06\x12\x1f\n\x1b\x41GENT_ACTIVITY_TRANSFERRING\x10\x07\x12\x1b\n\x17\x41GENT_ACTIVITY_APPLYING\x10\x08\x12\x1d\n\x19\x41GENT_ACTIVITY_EVALUATING\x10\t\x12\x1f\n\x1b\x41GENT_ACTIVITY_RECONNECTING\x10\n\x12\x18\n\x14\x41GENT_ACTIVITY_ENDED\x10\x0b\x32\xc4\x03\n\x13\x41gentControlService\x12H\n\tGetStatus\x12\x1c.shelora.v1.GetStatusRequest\x1a\x1d.shelora.v1.GetStatusResponse\x12<\n\x05Start\x12\x18.shelora.v1.StartRequest\x1a\x19.shelora.v1.StartResponse\x12<\n\x05Pause\x12\x18.shelora.v1.PauseRequest\x1a\x19.shelora.v1.PauseResponse\x12\x39\n\x04Stop\x12\x17.shelora.v1.StopRequest\x1a\x18.shelora.v1.StopResponse\x12T\n\rExportAdapter\x12 .shelora.v1.ExportAdapterRequest\x1a!.shelora.v1.ExportAdapterResponse\x12V\n\rWatchProgress\x12 .shelora.v1.WatchProgressRequest\x1a!.shelora.v1.WatchProgressResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16shelora/v1/agent.proto\x12\nshelora.v1\x1a\x16shelora/v1/types.proto\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\"\xfc\x02\n\x0b\x41gentStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nfederation\x18\x02 \x01(\t\x12+\n\x08\x61\x63tivity\x18\x03 \x01(\x0e\x32\x19.shelora.v1.AgentActivity\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x15\n\rapplied_round\x18\x06 \x01(\r\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\x0e\n\x06\x62udget\x18\x08 \x01(\t\x12\x35\n\x07metrics\x18\t \x03(\x0b\x32$.shelora.v1.AgentStatus.MetricsEntry\x12\x12\n\nlast_error\x18\n \x01(\t\x12,\n\x07version\x18\x0b \x01(\x0b\x32\x1b.shelora.v1.SoftwareVersion\x12\x0e\n\x06paused\x18\x0c \x01(\x08\x12\x11\n\tsent_rank\x18\r \x01(\r\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0e\n\x0cStartRequest\"8\n\rStartResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\"\x0e\n\x0cPauseRequest\"8\n\rPauseResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\"\x1d\n\x0bStopRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0e\n\x0cStopResponse\"5\n\x14\x45xportAdapterRequest\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"6\n\x15\x45xportAdapterResponse\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x16\n\x14WatchProgressRequest\"b\n\x15WatchProgressResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.shelora.v1.AgentStatus\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*\xf6\x02\n\rAgentActivity\x12\x1e\n\x1a\x41GENT_ACTIVITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_ACTIVITY_IDLE\x10\x01\x12\x1c\n\x18\x41GENT_ACTIVITY_PREPARING\x10\x02\x12\x1a\n\x16\x41GENT_ACTIVITY_WAITING\x10\x03\x12\x1e\n\x1a\x41GENT_ACTIVITY_CALIBRATING\x10\x04\x12\x1b\n\x17\x41GENT_ACTIVITY_TRAINING\x10\x05\x12\x1d\n\x19\x41GENT_ACTIVITY_ENCRYPTING\x10\x06\x12\x1f\n\x1b\x41GENT_ACTIVITY_TRANSFERRING\x10\x07\x12\x1b\n\x17\x41GENT_ACTIVITY_APPLYING\x10\x08\x12\x1d\n\x19\x41GENT_ACTIVITY_EVALUATING\x10\t\x12\x1f\n\x1b\x41GENT_ACTIVITY_RECONNECTING\x10\n\x12\x18\n\x14\x41GENT_ACTIVITY_ENDED\x10\x0b\x32\xc4\x03\n\x13\x41gentControlService\x12H\n\tGetStatus\x12\x1c.shelora.v1.GetStatusRequest\x1a\x1d.shelora.v1.GetStatusResponse\x12<\n\x05Start\x12\x18.shelora.v1.StartRequest\x1a\x19.shelora.v1.StartResponse\x12<\n\x05Pause\x12\x18.shelora.v1.PauseRequest\x1a\x19.shelora.v1.PauseResponse\x12\x39\n\x04Stop\x12\x17.shelora.v1.StopRequest\x1a\x18.shelora.v1.StopResponse\x12T\n\rExportAdapter\x12 .shelora.v1.ExportAdapterRequest\x1a!.shelora.v1.ExportAdapterResponse\x12V\n\rWatchProgress\x12 .shelora.v1.WatchProgressRequest\x1a!.shelora.v1.WatchProgressResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,36 +34,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENTSTATUS_METRICSENTRY']._loaded_options = None
   _globals['_AGENTSTATUS_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_AGENTACTIVITY']._serialized_start=939
-  _globals['_AGENTACTIVITY']._serialized_end=1313
+  _globals['_AGENTACTIVITY']._serialized_start=958
+  _globals['_AGENTACTIVITY']._serialized_end=1332
   _globals['_GETSTATUSREQUEST']._serialized_start=62
   _globals['_GETSTATUSREQUEST']._serialized_end=80
   _globals['_GETSTATUSRESPONSE']._serialized_start=82
   _globals['_GETSTATUSRESPONSE']._serialized_end=142
   _globals['_AGENTSTATUS']._serialized_start=145
-  _globals['_AGENTSTATUS']._serialized_end=506
-  _globals['_AGENTSTATUS_METRICSENTRY']._serialized_start=460
-  _globals['_AGENTSTATUS_METRICSENTRY']._serialized_end=506
-  _globals['_STARTREQUEST']._serialized_start=508
-  _globals['_STARTREQUEST']._serialized_end=522
-  _globals['_STARTRESPONSE']._serialized_start=524
-  _globals['_STARTRESPONSE']._serialized_end=580
-  _globals['_PAUSEREQUEST']._serialized_start=582
-  _globals['_PAUSEREQUEST']._serialized_end=596
-  _globals['_PAUSERESPONSE']._serialized_start=598
-  _globals['_PAUSERESPONSE']._serialized_end=654
-  _globals['_STOPREQUEST']._serialized_start=656
-  _globals['_STOPREQUEST']._serialized_end=685
-  _globals['_STOPRESPONSE']._serialized_start=687
-  _globals['_STOPRESPONSE']._serialized_end=701
-  _globals['_EXPORTADAPTERREQUEST']._serialized_start=703
-  _globals['_EXPORTADAPTERREQUEST']._serialized_end=756
-  _globals['_EXPORTADAPTERRESPONSE']._serialized_start=758
-  _globals['_EXPORTADAPTERRESPONSE']._serialized_end=812
-  _globals['_WATCHPROGRESSREQUEST']._serialized_start=814
-  _globals['_WATCHPROGRESSREQUEST']._serialized_end=836
-  _globals['_WATCHPROGRESSRESPONSE']._serialized_start=838
-  _globals['_WATCHPROGRESSRESPONSE']._serialized_end=936
-  _globals['_AGENTCONTROLSERVICE']._serialized_start=1316
-  _globals['_AGENTCONTROLSERVICE']._serialized_end=1768
+  _globals['_AGENTSTATUS']._serialized_end=525
+  _globals['_AGENTSTATUS_METRICSENTRY']._serialized_start=479
+  _globals['_AGENTSTATUS_METRICSENTRY']._serialized_end=525
+  _globals['_STARTREQUEST']._serialized_start=527
+  _globals['_STARTREQUEST']._serialized_end=541
+  _globals['_STARTRESPONSE']._serialized_start=543
+  _globals['_STARTRESPONSE']._serialized_end=599
+  _globals['_PAUSEREQUEST']._serialized_start=601
+  _globals['_PAUSEREQUEST']._serialized_end=615
+  _globals['_PAUSERESPONSE']._serialized_start=617
+  _globals['_PAUSERESPONSE']._serialized_end=673
+  _globals['_STOPREQUEST']._serialized_start=675
+  _globals['_STOPREQUEST']._serialized_end=704
+  _globals['_STOPRESPONSE']._serialized_start=706
+  _globals['_STOPRESPONSE']._serialized_end=720
+  _globals['_EXPORTADAPTERREQUEST']._serialized_start=722
+  _globals['_EXPORTADAPTERREQUEST']._serialized_end=775
+  _globals['_EXPORTADAPTERRESPONSE']._serialized_start=777
+  _globals['_EXPORTADAPTERRESPONSE']._serialized_end=831
+  _globals['_WATCHPROGRESSREQUEST']._serialized_start=833
+  _globals['_WATCHPROGRESSREQUEST']._serialized_end=855
+  _globals['_WATCHPROGRESSRESPONSE']._serialized_start=857
+  _globals['_WATCHPROGRESSRESPONSE']._serialized_end=955
+  _globals['_AGENTCONTROLSERVICE']._serialized_start=1335
+  _globals['_AGENTCONTROLSERVICE']._serialized_end=1787
 # @@protoc_insertion_point(module_scope)

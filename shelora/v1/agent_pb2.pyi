@@ -155,6 +155,7 @@ class AgentStatus(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    SENT_RANK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name from its certificate."""
     federation: _builtins.str
@@ -168,13 +169,15 @@ class AgentStatus(_message.Message):
     applied_round: _builtins.int
     """Last round whose average it applied, 0 if none."""
     rank: _builtins.int
-    """LoRA rank."""
+    """LoRA rank that it trains."""
     budget: _builtins.str
     """Budget as configured."""
     last_error: _builtins.str
     """Last error text, empty if none."""
     paused: _builtins.bool
     """Whether it is paused."""
+    sent_rank: _builtins.int
+    """Rank of what it sends; above `rank` where it keeps a residual of the average."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures of the last finished round by name."""
@@ -198,10 +201,11 @@ class AgentStatus(_message.Message):
         last_error: _builtins.str = ...,
         version: _types_pb2.SoftwareVersion | None = ...,
         paused: _builtins.bool = ...,
+        sent_rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "applied_round", b"applied_round", "budget", b"budget", "federation", b"federation", "last_error", b"last_error", "metrics", b"metrics", "name", b"name", "paused", b"paused", "rank", b"rank", "round", b"round", "rounds", b"rounds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "applied_round", b"applied_round", "budget", b"budget", "federation", b"federation", "last_error", b"last_error", "metrics", b"metrics", "name", b"name", "paused", b"paused", "rank", b"rank", "round", b"round", "rounds", b"rounds", "sent_rank", b"sent_rank", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

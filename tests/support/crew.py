@@ -68,7 +68,7 @@ class Hand:
         trainer = self.trainer
         await self.federation.membership(self.name).register(
             Registration(
-                rank=trainer.rank,
+                rank=trainer.sent_rank,
                 columns=self.columns,
                 budget="full",
                 signature=trainer.signature,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from services.client_agent.adapter import AdapterState
 from services.client_agent.domain import Signature
 from services.client_agent.progress import Report
-from shelora.lora import Adapter
+from shelora.lora import Adapter, Factors
 from shelora.plan import DenseShape, ModelShapes, ModuleShape
 
 SHAPES = ModelShapes(
@@ -39,7 +39,7 @@ class Score:
 
 
 class LinearTrainer:
-    """A Trainer: gradient descent on ||scaling * B A - target||^2 for every module, and on the dense tensor.
+    """A Trainer: gradient descent on ||scaling * B A + residual - target||^2 of every module, and on the dense tensor.
 
     Same seed, adapter and round give the same numbers. A test may hold the training at `gate` or make it fail.
 
@@ -48,11 +48,21 @@ class LinearTrainer:
         failures: raised by the next trainings, first first.
     """
 
-    def __init__(self, seed: int, *, rank: int = 4, examples: int = 50, shapes: ModelShapes = SHAPES) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        rank: int = 4,
+        examples: int = 50,
+        shapes: ModelShapes = SHAPES,
+        sent_rank: int | None = None,
+    ) -> None:
         rng = np.random.default_rng(seed)
         self.signature = signature(shapes)
         self.examples = examples
         self.rank = rank
+        self.sent_rank = sent_rank or rank
+        self.residuals: list[np.ndarray] = []
         self.scaling = 2.0
         self._shapes = shapes
         self._seed = seed
@@ -82,6 +92,9 @@ class LinearTrainer:
         assert self._state is not None, "no adapter was set"
         return self._state
 
+    def set_residual(self, residual: Sequence[Factors] | None) -> None:
+        self.residuals = [kept.left @ kept.right for kept in residual or ()]
+
     def train(self, round_number: int, report: Report, should_stop: Callable[[], bool]) -> dict[str, float]:
         self.trained.append(round_number)
         self.training.set()
@@ -110,14 +123,20 @@ class LinearTrainer:
 
     def _stepped(self, state: AdapterState, rng: np.random.Generator) -> AdapterState:
         modules = []
-        for module, target in zip(state.modules, self._targets, strict=True):
+        for module, target in zip(state.modules, self._missing(), strict=True):
             noisy = target + 0.1 * rng.normal(size=target.shape)
             gradient = self.scaling * (self.scaling * module.b @ module.a - noisy) / target.shape[1]
             modules.append(Adapter(module.b - RATE * gradient @ module.a.T, module.a - RATE * module.b.T @ gradient))
         dense = [tensor - RATE * (tensor - goal) for tensor, goal in zip(state.dense, self._goals, strict=True)]
         return AdapterState(tuple(modules), tuple(dense))
 
+    def _missing(self) -> list[np.ndarray]:
+        """What the adapter is to become: targets without what the frozen weights hold."""
+        if not self.residuals:
+            return self._targets
+        return [target - kept for target, kept in zip(self._targets, self.residuals, strict=True)]
+
     def _loss(self) -> float:
         state = self.get_adapter()
-        pairs = zip(state.modules, self._targets, strict=True)
+        pairs = zip(state.modules, self._missing(), strict=True)
         return float(np.mean([np.mean((self.scaling * module.b @ module.a - target) ** 2) for module, target in pairs]))

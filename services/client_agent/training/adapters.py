@@ -21,6 +21,7 @@ from services.client_agent.adapter import AdapterState
 from services.client_agent.config import LoraSection
 from services.client_agent.peft_files import WEIGHTS_FILE, write_adapter_folder
 from services.client_agent.training.model import LoadedModel
+from services.client_agent.training.residual import FrozenWeights
 from services.client_agent.training.targets import (
     check_disjoint,
     choose_saved_modules,
@@ -53,7 +54,9 @@ class TunedModel:
         tensors: the parameter of every dense tensor.
         fresh: names of the dense tensors that the checkpoint does not hold.
         rank: LoRA rank.
+        sent_rank: rank of what is sent.
         scaling: alpha / rank.
+        frozen: the weights under the LoRA pairs.
         labels: ordered class names, saved beside the adapter.
     """
 
@@ -63,7 +66,9 @@ class TunedModel:
     tensors: tuple[torch.nn.Parameter, ...]
     fresh: frozenset[str]
     rank: int
+    sent_rank: int
     scaling: float
+    frozen: FrozenWeights
     labels: tuple[str, ...]
 
     def read(self) -> AdapterState:
@@ -170,8 +175,8 @@ def attach(loaded: LoadedModel, section: LoraSection, task: str, labels: tuple[s
     """Put LoRA pairs on a base model and mark the tensors trained whole.
 
     Raises:
-        InvalidConfiguration: targets or saved modules that the model does not have, a rank that is too large, or a
-            tensor that the checkpoint lacks and nobody trains.
+        InvalidConfiguration: targets or saved modules that the model does not have, a rank that is too large, a tensor
+            that the checkpoint lacks and nobody trains, or quantised weights with a sent rank above the rank.
     """
     network = loaded.network
     targets = choose_targets(network, section.target_modules, loaded.fresh)
@@ -193,7 +198,8 @@ def attach(loaded: LoadedModel, section: LoraSection, task: str, labels: tuple[s
     modules, layers, dense, tensors = [], [], [], []
     for path, module in peft.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
-            _check_rank(path, module, section.rank)
+            _check_rank("lora.rank", path, module, section.rank)
+            _check_rank("lora.sent_rank", path, module, section.effective_sent_rank)
             modules.append(ModuleShape(path, int(module.out_features), int(module.in_features)))
             layers.append(module)
         elif isinstance(module, ModulesToSaveWrapper):
@@ -202,22 +208,28 @@ def attach(loaded: LoadedModel, section: LoraSection, task: str, labels: tuple[s
                 dense.append(DenseShape(f"{path}.{name}", tuple(tensor.shape)))
                 tensors.append(tensor)
     _check_coverage(loaded.fresh, {shape.name for shape in dense})
+    shapes = ModelShapes(tuple(modules), tuple(dense))
+    frozen = FrozenWeights(shapes, layers)
+    if section.effective_sent_rank > section.rank:
+        frozen.check()
     return TunedModel(
         peft=peft,
-        shapes=ModelShapes(tuple(modules), tuple(dense)),
+        shapes=shapes,
         layers=tuple(layers),
         tensors=tuple(tensors),
         fresh=loaded.fresh,
         rank=section.rank,
+        sent_rank=section.effective_sent_rank,
+        frozen=frozen,
         scaling=lora_scaling(section.effective_alpha, section.rank),
         labels=labels,
     )
 
 
-def _check_rank(path: str, layer: Any, rank: int) -> None:
+def _check_rank(setting: str, path: str, layer: Any, rank: int) -> None:
     largest = min(int(layer.out_features), int(layer.in_features))
     if rank > largest:
-        raise InvalidConfiguration(f"lora.rank: expected at most {largest} for module {path}, got {rank}")
+        raise InvalidConfiguration(f"{setting}: expected at most {largest} for module {path}, got {rank}")
 
 
 def _check_coverage(fresh: Collection[str], dense: Collection[str]) -> None:

@@ -1,7 +1,8 @@
 """The same federated training with the average formed in the clear: what the protocol's accuracy is compared with.
 
-Every update is multiplied out to m x n, averaged by number of examples, and cut back to each agent's rank by SVD. Same
-configurations, seeds and rounds as the agents; one process, no network, no encryption.
+Every update is multiplied out to m x n, averaged by number of examples, and cut back to each agent's rank by SVD; an
+agent with a sent rank keeps the residual up to it. Same configurations, seeds and rounds as the agents; one process, no
+network, no encryption.
 
     python -m services.client_agent.training.plaintext --agents a.yaml b.yaml --rounds 3 --out report.json
 """
@@ -12,7 +13,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from services.client_agent.training.trainer import Trainer
 from services.common.config import load_config
 from services.common.files import write_atomically
 from shelora.errors import InvalidConfiguration, ModelMismatch, SheLoraError
-from shelora.lora import Adapter, initial_adapter, reparameterize
+from shelora.lora import Adapter, decompose, initial_adapter, reparameterize, split
 from shelora.plan import FederationSeed, ModuleShape, fresh_rows, uniform_stream
 
 _log = structlog.get_logger(__name__)
@@ -44,7 +45,7 @@ class Participant:
 def average(
     states: Sequence[AdapterState], scalings: Sequence[float], weights: Sequence[float]
 ) -> tuple[tuple[NDArray[np.float64], ...], tuple[NDArray[np.float64], ...]]:
-    """Weighted mean of the updates and of the dense tensors.
+    """Weighted mean of the updates, residuals included, and of the dense tensors.
 
     Args:
         states: one per agent, ranks may differ.
@@ -56,11 +57,13 @@ def average(
     """
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     modules = []
-    for pairs in zip(*(state.modules for state in states), strict=True):
-        terms = (
-            share * scaling * (pair.b @ pair.a) for share, scaling, pair in zip(shares, scalings, pairs, strict=True)
-        )
-        modules.append(sum(terms, np.zeros((pairs[0].b.shape[0], pairs[0].a.shape[1]))))
+    for index, pairs in enumerate(zip(*(state.modules for state in states), strict=True)):
+        total = np.zeros((pairs[0].b.shape[0], pairs[0].a.shape[1]))
+        for share, scaling, pair, state in zip(shares, scalings, pairs, states, strict=True):
+            total += share * scaling * (pair.b @ pair.a)
+            if state.residual:
+                total += share * (state.residual[index].left @ state.residual[index].right)
+        modules.append(total)
     dense = [
         sum((share * tensor for share, tensor in zip(shares, tensors, strict=True)), np.zeros_like(tensors[0]))
         for tensors in zip(*(state.dense for state in states), strict=True)
@@ -77,7 +80,7 @@ def cut(update: NDArray[np.float64], rank: int, scaling: float, rows: NDArray[np
         scaling: its alpha / rank.
         rows: float64[rank, n], rows of A for directions that the update does not have.
     """
-    left, energy, right = np.linalg.svd(update, full_matrices=False)
+    left, energy, right = decompose(update)
     return reparameterize(left, energy[:, None] * right, rank, scaling, rows)
 
 
@@ -93,9 +96,9 @@ def run(participants: Sequence[Participant], rounds: int) -> list[dict[str, Any]
     for number in range(1, rounds + 1):
         figures, trained = [], []
         for participant, state in zip(participants, states, strict=True):
-            participant.trainer.set_adapter(state)
+            _load(participant, state)
             figures.append(participant.trainer.train(number))
-            trained.append(participant.trainer.get_adapter())
+            trained.append(replace(participant.trainer.get_adapter(), residual=state.residual))
         states = _average_and_cut(participants, trained, number)
         after = _evaluate(participants, states)
         agents = [
@@ -170,16 +173,24 @@ def _average_and_cut(
         trained, [trainer.scaling for trainer in trainers], [trainer.examples for trainer in trainers]
     )
     shapes = trainers[0].signature.shapes.modules
-    return [
-        AdapterState(
-            tuple(
-                cut(update, trainer.rank, trainer.scaling, _rows(_FIXED_SEED, shape, number, trainer.rank))
-                for update, shape in zip(updates, shapes, strict=True)
-            ),
-            dense,
-        )
-        for trainer in trainers
-    ]
+    states = []
+    for trainer in trainers:
+        rank, sent, scaling = trainer.rank, trainer.sent_rank, trainer.scaling
+        fits = [
+            cut(update, sent, scaling, _rows(_FIXED_SEED, shape, number, sent))
+            for update, shape in zip(updates, shapes, strict=True)
+        ]
+        if sent == rank:
+            states.append(AdapterState(tuple(fits), dense))
+        else:
+            parts = [split(fit, rank, scaling) for fit in fits]
+            states.append(AdapterState(tuple(fit for fit, _ in parts), dense, tuple(rest for _, rest in parts)))
+    return states
+
+
+def _load(participant: Participant, state: AdapterState) -> None:
+    participant.trainer.set_residual(state.residual)
+    participant.trainer.set_adapter(state)
 
 
 def _starting_state(trainer: Trainer, seed: FederationSeed) -> AdapterState:
@@ -198,7 +209,7 @@ def _rows(seed: FederationSeed, shape: ModuleShape, number: int, rank: int) -> N
 def _evaluate(participants: Sequence[Participant], states: Sequence[AdapterState]) -> list[float]:
     accuracies = []
     for participant, state in zip(participants, states, strict=True):
-        participant.trainer.set_adapter(state)
+        _load(participant, state)
         accuracies.append(participant.trainer.evaluate().accuracy)
     return accuracies
 

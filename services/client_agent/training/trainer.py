@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from services.client_agent.training.evaluation import Evaluation, Progress, scor
 from services.client_agent.training.model import DTYPES, choose_device, load_model
 from services.client_agent.training.optimization import absent_offset, make_optimizer, round_seed
 from shelora.errors import InvalidConfiguration, NonFiniteValue
+from shelora.lora import Factors
 
 _CALIBRATION_ROUND: Final = 0
 
@@ -48,6 +49,7 @@ class Trainer:
         labels: ordered class names; empty for causal-lm.
         examples: number of local training texts.
         rank: LoRA rank of this agent.
+        sent_rank: rank of what this agent sends.
         scaling: alpha / rank.
     """
 
@@ -63,6 +65,7 @@ class Trainer:
         """Take loaded parts and move the model to its device; `load` makes the parts from a configuration."""
         self.signature, self.labels = signature, model.labels
         self.examples, self.rank, self.scaling = len(train), model.rank, model.scaling
+        self.sent_rank = model.sent_rank
         self._section, self._task = config.training, config.model.task
         self._model, self._train, self._test, self._clock = model, train, test, clock
         self._device = choose_device(config.training.device)
@@ -119,6 +122,19 @@ class Trainer:
             ShapeMismatch, RankMismatch, NonFiniteValue: it does not belong to this model.
         """
         self._model.write(state)
+
+    def set_residual(self, residual: Sequence[Factors] | None) -> None:
+        """Keep a part of the average in the frozen weights; training, evaluation and norms then go on top of it.
+
+        Args:
+            residual: left float64[m, p] and right float64[p, n] per module, instead of what was kept before; None
+                restores the weights exactly.
+
+        Raises:
+            InvalidConfiguration: the base model is quantised.
+            ShapeMismatch, NonFiniteValue: the residual belongs to another model.
+        """
+        self._model.frozen.keep(residual)
 
     def save_adapter(self, folder: Path, state: AdapterState) -> None:
         """Write a folder that `PeftModel.from_pretrained` loads; after a crash it is complete or not there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from services.client_agent.adapter import AdapterState
 from services.client_agent.connection import Connection, connect
 from services.client_agent.domain import Activity, Registration
-from services.client_agent.state import AgentState
+from services.client_agent.state import AgentState, load_tensors
 from services.common.clock import SystemClock
 from services.common.identity import Role
 from shelora.errors import (
@@ -68,6 +70,38 @@ async def test_two_rounds_with_unequal_ranks_and_budgets(deployment):
     for running in deployment.agents.values():
         status = running.agent.board.status
         assert (status.activity, status.applied_round, status.last_error) == (Activity.ENDED, 2, "")
+
+
+async def test_an_agent_that_sends_a_larger_rank_than_it_trains(deployment):
+    """Two agents, one of rank 2 that sends 8: to the aggregator it has rank 8, its saved adapters have rank 2."""
+    for number, (name, lora) in enumerate((("agent-0", {"rank": 2, "sent_rank": 8}), ("agent-1", {"rank": 4}))):
+        await deployment.enrol(name)
+        await deployment.start_agent(name, number, lora=lora)
+    await deployment.create(target_agents=2, basis_cap=12)
+    await deployment.finish()
+    rounds = await deployment.operator.rounds(FEDERATION)
+    assert [found.number for found in rounds] == [1, 2]
+    for found in rounds:
+        assert {member.agent: member.rank for member in found.members} == {"agent-0": 8, "agent-1": 4}
+        verdict = verify_round(deployment.reveals(), found.number)
+        assert verdict.counted == verdict.openings == ("agent-0", "agent-1")
+        assert verdict.difference <= BOUND
+    agent = deployment.agents["agent-0"].agent
+    assert (agent.board.status.rank, agent.board.status.sent_rank) == (2, 8)
+    async with deployment.agents["agent-0"].control() as control:
+        status = await control.status()
+    assert (status.rank, status.sent_rank) == (2, 8)
+    config = json.loads((agent.state.adapter(2) / "adapter_config.json").read_text())
+    assert config["r"] == 2
+    state = AdapterState.load(agent.state.adapter_state(2))
+    assert {module.rank for module in state.modules} == {2}
+    assert all(0 < kept.rank <= 6 for kept in state.residual)
+    opened = load_tensors(deployment.reveals()["agent-0"] / "round-002-average.safetensors")
+    for index, (module, kept) in enumerate(zip(state.modules, state.residual, strict=True)):
+        total = opened[f"{index}.basis"] @ opened[f"{index}.core"]
+        left, energy, right = np.linalg.svd(total, full_matrices=False)
+        held = 2.0 * module.b @ module.a + kept.left @ kept.right
+        np.testing.assert_allclose(held, (left[:, :8] * energy[:8]) @ right[:8], atol=1e-5 * np.abs(total).max())
 
 
 async def test_a_round_with_dense_packing(deployment):

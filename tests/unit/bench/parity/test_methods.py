@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from bench.parity.exchange import Exchange
-from bench.parity.methods import Cohort, FedIt, FlexLora, Flora, HetLora, Ours, OursKeeping, decompose, updates_of
+from bench.parity.exchange import Exchange, Keys
+from bench.parity.methods import Cohort, FedIt, FlexLora, Flora, HetLora, Ours, OursKeeping, updates_of
 from services.client_agent.adapter import AdapterState
 from services.client_agent.training.plaintext import average
 from shelora.lora import Adapter
@@ -108,9 +110,13 @@ def test_ours_equals_flexlora_through_real_encryption(cohort, keys, tmp_path, bu
     assert all(sent > 0 for sent in ours.sent_bytes())
 
 
+def keeping_exchange(cohort: Cohort, keys: Keys, folder: Path) -> Exchange:
+    return Exchange(folder, keys, SHAPES, [max(RANKS)] * len(RANKS), cohort.seed, cap=sum(RANKS))
+
+
 def test_a_kept_residual_loses_nothing_that_the_highest_rank_holds(cohort, keys, tmp_path):
     """Agents that send back what they were given leave the average as it was, in spite of lower ranks."""
-    keeping = OursKeeping(cohort, Exchange(tmp_path / "one", keys, SHAPES, RANKS, cohort.seed))
+    keeping = OursKeeping(cohort, keeping_exchange(cohort, keys, tmp_path / "one"))
     forgetful = Ours(cohort, Exchange(tmp_path / "two", keys, SHAPES, RANKS, cohort.seed))
     for method in (keeping, forgetful):
         method.combine(1, trained())
@@ -124,28 +130,32 @@ def test_a_kept_residual_loses_nothing_that_the_highest_rank_holds(cohort, keys,
         assert np.linalg.norm(cut - before) > 1.1 * unavoidable
 
 
-def test_working_models_with_a_kept_residual_are_all_the_average(cohort, keys, tmp_path):
-    keeping = OursKeeping(cohort, Exchange(tmp_path, keys, SHAPES, RANKS, cohort.seed))
-    keeping.combine(1, trained())
+def test_working_models_with_a_kept_residual_are_all_the_average_of_the_sent_rank(cohort, keys, tmp_path):
+    keeping = OursKeeping(cohort, keeping_exchange(cohort, keys, tmp_path))
+    plain = Ours(cohort, Exchange(tmp_path / "plain", keys, SHAPES, RANKS, cohort.seed))
+    for method in (keeping, plain):
+        method.combine(1, trained())
 
-    for model, scaling in zip(keeping.models, SCALINGS, strict=True):
-        assert model.residual is not None
-        parts = zip(model.residual, updates_of(model.adapter, scaling), keeping.average, strict=True)
-        for rest, held, whole in parts:
-            assert np.abs(rest + held - whole).max() <= 1e-6 * np.abs(whole).max()  # the basis travels as float32
+    for model, rank, scaling in zip(keeping.models, RANKS, SCALINGS, strict=True):
+        assert [rest.rank for rest in model.adapter.residual] == ([] if rank == max(RANKS) else [max(RANKS) - rank] * 2)
+        for index, (held, whole) in enumerate(zip(updates_of(model.adapter, scaling), keeping.average, strict=True)):
+            for rest in model.adapter.residual[index : index + 1]:
+                held = held + rest.left @ rest.right
+            assert np.abs(held - best(whole, max(RANKS))).max() <= 1e-6 * np.abs(whole).max()  # float32 on the wire
+    for model, usual in zip(keeping.exported(), plain.models, strict=True):
+        assert model.adapter.residual == ()
+        for one, two in zip(model.adapter.modules, usual.adapter.modules, strict=True):
+            np.testing.assert_allclose(one.b @ one.a, two.b @ two.a, atol=1e-5)
 
 
-def test_a_decomposition_that_does_not_converge_is_made_from_the_triangle(monkeypatch):
-    update = np.random.default_rng(0).normal(size=(6, 5))
-    wanted, real, asked = decompose(update), np.linalg.svd, []
-
-    def refuse_once(*arguments, **options):
-        asked.append(arguments)
-        if len(asked) == 1:
-            raise np.linalg.LinAlgError("SVD did not converge")
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(np.linalg, "svd", refuse_once)
-    found = decompose(update)
-    np.testing.assert_allclose(found.energy, wanted.energy)
-    np.testing.assert_allclose((found.left * found.energy) @ found.right, update, atol=1e-12)
+def test_a_kept_residual_costs_no_ciphertext(cohort, keys, tmp_path):
+    """With the basis as large as the trained ranks together, only the factors grow, by what the ranks differ."""
+    wide, narrow = keeping_exchange(cohort, keys, tmp_path), Exchange(tmp_path, keys, SHAPES, RANKS, cohort.seed)
+    layouts = [exchange.plan.layout(ranks) for exchange, ranks in ((wide, [max(RANKS)] * 2), (narrow, RANKS))]
+    assert layouts[0].basis_rows == layouts[1].basis_rows
+    keeping, plain = OursKeeping(cohort, wide), Ours(cohort, narrow)
+    for method in (keeping, plain):
+        method.combine(1, trained())
+    more = 4 * sum(module.out_features for module in SHAPES.modules) * (max(RANKS) - RANKS[0])
+    assert keeping.sent_bytes()[0] - plain.sent_bytes()[0] == pytest.approx(more, abs=64)  # headers
+    assert keeping.sent_bytes()[1] == plain.sent_bytes()[1]

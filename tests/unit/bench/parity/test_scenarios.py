@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from bench.parity.corpus import load_corpus, shares
 from bench.parity.lab import Learner, Model
 from bench.parity.scenarios import METHODS, Study, centralised, federated, units
 from bench.records import choose
+from shelora.lora import Factors
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,11 @@ def test_a_residual_changes_what_a_model_says_and_is_gone_with_the_next(study):
     rng = np.random.default_rng(0)
     residual = tuple(rng.normal(size=(m.out_features, m.in_features)) for m in study.lab.shapes.modules)
     before = learner.evaluate(Model(adapter), whole=True)
-    assert learner.evaluate(Model(adapter, residual), whole=True).loss != before.loss
+    changed = learner.evaluate(Model(adapter, residual), whole=True).loss
+    assert changed != before.loss
+    assert learner.evaluate(Model(adapter), whole=True) == before
+    kept = tuple(Factors(whole, np.eye(whole.shape[1])) for whole in residual)
+    assert learner.evaluate(Model(replace(adapter, residual=kept)), whole=True).loss == pytest.approx(changed, rel=1e-5)
     assert learner.evaluate(Model(adapter), whole=True) == before
 
 

@@ -141,6 +141,7 @@ def test_a_status_survives_the_round_trip():
         metrics={"loss": 0.5},
         last_error="oops",
         paused=True,
+        sent_rank=16,
     )
     message = codec.status_to_proto(status)
     assert message.version == own_version()

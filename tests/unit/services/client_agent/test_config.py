@@ -69,6 +69,12 @@ def test_a_configuration_made_in_code_counts_from_the_working_directory(
     assert AgentConfig.model_validate({**MINIMAL, "model": {"source": "owner/model"}}).model.source == "owner/model"
 
 
+def test_the_sent_rank_is_the_rank_unless_it_is_set(tmp_path: Path):
+    assert load(tmp_path).lora.effective_sent_rank == 8
+    assert load(tmp_path, lora={"rank": 4, "sent_rank": 32}).lora.effective_sent_rank == 32
+    assert load(tmp_path, lora={"rank": 4, "sent_rank": 4}).lora.effective_sent_rank == 4
+
+
 def test_integer_labels_become_text(tmp_path: Path):
     assert load(tmp_path, model={"labels": [0, 1, "other"]}).model.labels == ("0", "1", "other")
 
@@ -96,6 +102,8 @@ def test_environment_overrides(tmp_path: Path):
         ({"model": {"task": "causal-lm"}}, "the embedded model is an encoder"),
         ({"model": {"revision": "main"}}, "a revision belongs to a hub id"),
         ({"lora": {"rank": 0}}, "lora.rank"),
+        ({"lora": {"rank": 8, "sent_rank": 7}}, "expected a sent_rank of at least the rank 8, got 7"),
+        ({"lora": {"sent_rank": 0}}, "lora.sent_rank"),
         ({"lora": {"alpha": -1}}, "lora.alpha"),
         ({"lora": {"target_modules": []}}, "expected at least one target module"),
         ({"lora": {"modules_to_save": ["score", "score"]}}, "each once"),

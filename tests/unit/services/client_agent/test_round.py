@@ -205,6 +205,81 @@ def test_refit_is_the_best_fit_of_the_own_rank_and_nests():
         np.testing.assert_array_equal(fitted.dense[0], opened.dense[0])
 
 
+def kept_senders(senders: Sequence[Sender], opened: AveragedUpdate, plan: Plan, sent: int) -> list[Sender]:
+    """Agents of ranks 1 and 2 that train nothing and send what they were given, adapter and residual."""
+    found = []
+    for sender, rank, scaling in zip(senders, (1, 2), (2.0, 0.25), strict=True):
+        state = refit(opened.modules, opened.dense, SEED, plan, 1, rank, scaling, sent)
+        state.check(SHAPES, rank)
+        update = local_update(state, scaling, state.residual, sent)
+        found.append(dataclasses.replace(sender, rank=sent, update=update))
+    return found
+
+
+@pytest.mark.parametrize("columns", [WIDTHS, (4, 3)], ids=["full", "partly"])
+def test_untrained_agents_of_small_ranks_give_the_average_back(columns):
+    """The fixed point: no cut takes anything while the sent rank holds the average, to float32 on the wire."""
+    rng = np.random.default_rng(9)
+    senders = [Sender.random(rng, rank, columns, 0.5) for rank in (4, 3)]
+    plan = make_plan([columns])
+    first = run_round(plan, senders, senders, wire_orders(SEED, plan, 1, priorities(rng)))
+    again = kept_senders(senders, first, plan, 7)
+    second = run_round(plan, again, again, wire_orders(SEED, plan, 2, priorities(rng)))
+    for index in range(len(SHAPES.modules)):
+        before, after = (opened.basis[index] @ opened.core[index] for opened in (first, second))
+        np.testing.assert_allclose(after, before, atol=BOUND * np.abs(before).max())
+    cut = kept_senders(senders, first, plan, 3)
+    third = run_round(plan, cut, cut, wire_orders(SEED, plan, 2, priorities(rng)))
+    for index in range(len(SHAPES.modules)):
+        whole = first.basis[index] @ first.core[index]
+        left, energy, right = np.linalg.svd(whole, full_matrices=False)
+        best = (left[:, :3] * energy[:3]) @ right[:3]
+        np.testing.assert_allclose(third.basis[index] @ third.core[index], best, atol=BOUND * np.abs(whole).max())
+
+
+def test_a_refit_with_a_sent_rank_has_the_usual_adapter_and_the_rest_beside_it():
+    rng = np.random.default_rng(10)
+    senders = [Sender.random(rng, rank, WIDTHS, 0.5) for rank in (2, 2)]
+    plan = make_plan([WIDTHS])
+    opened = run_round(plan, senders, senders, wire_orders(SEED, plan, 1, priorities(rng)))
+    usual = refit(opened.modules, opened.dense, SEED, plan, 1, 2, 2.0)
+    same = refit(opened.modules, opened.dense, SEED, plan, 1, 2, 2.0, 2)
+    wide = refit(opened.modules, opened.dense, SEED, plan, 1, 2, 2.0, 9)
+    assert usual.residual == same.residual == ()
+    for index, (one, two, three) in enumerate(zip(usual.modules, same.modules, wide.modules, strict=True)):
+        np.testing.assert_array_equal(one.a, two.a)
+        np.testing.assert_array_equal(one.b, two.b)
+        np.testing.assert_allclose(three.a, one.a, atol=1e-12)
+        np.testing.assert_allclose(three.b, one.b, atol=1e-12)
+        rest = wide.residual[index]
+        assert rest.rank == 2  # what two agents of rank 2 give has rank 4; no made-up directions
+        held = 2.0 * three.b @ three.a + rest.left @ rest.right
+        np.testing.assert_allclose(held, opened.basis[index] @ opened.core[index], atol=BOUND)
+
+
+def test_a_first_round_with_a_sent_rank_sends_zeros_for_what_is_not_there():
+    rng = np.random.default_rng(11)
+    plan = make_plan([(4, 3)])
+    state = starting_adapter(SEED, plan, 2, (np.zeros((2, 3)),))
+    trained = AdapterState(
+        tuple(Adapter(rng.normal(size=module.b.shape), module.a) for module in state.modules), state.dense
+    )
+    usual, wide = local_update(trained, 0.5), local_update(trained, 0.5, (), 5)
+    for one, two in zip(usual.factors, wide.factors, strict=True):
+        assert two.rank == 5
+        np.testing.assert_allclose(two.left[:, :2], one.left, atol=1e-12)
+        np.testing.assert_allclose(two.right[:2], one.right, atol=1e-12)
+        assert not two.left[:, 2:].any()
+        assert not two.right[2:].any()
+    narrow = Sender(2, (4, 3), 0.5, usual)
+    padded = Sender(5, (4, 3), 0.5, wide)
+    orders = wire_orders(SEED, plan, 1, priorities(rng))
+    for packing in Packing:
+        packed = dataclasses.replace(plan, packing=packing)
+        bound = packing_bound([narrow, padded], [narrow, padded]) if packing is Packing.DENSE else 0.0
+        assert_average(run_round(packed, [narrow, padded], [narrow, padded], orders), [narrow, padded], bound)
+
+
 def test_directions_that_the_average_lacks_get_seeded_rows():
     """Two agents of rank 1 leave a rank-5 agent three directions that only float32 noise fills: they start afresh."""
     rng = np.random.default_rng(4)

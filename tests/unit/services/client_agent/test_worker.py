@@ -91,6 +91,69 @@ async def test_three_agents_average_densely_what_they_trained(keymanager, make_c
             assert sent == cipher_bytes(layout, hand.kit.columns)
 
 
+async def test_agents_with_a_sent_rank_send_what_their_rank_cannot_hold(keymanager, tmp_path):
+    """Two agents train ranks 2 and 3 and send 8; the third has rank 4 as ever. Nothing is lost between the rounds."""
+    federation = MemoryFederation(keymanager, agents=3, rounds_=3)
+    given = {"a": (2, 8, WIDTHS), "b": (3, 8, (10, 8)), "c": (4, None, (3, 0))}
+    hands = [
+        Hand(federation, name, tmp_path / name, LinearTrainer(seed, rank=rank, sent_rank=sent), columns)
+        for seed, (name, (rank, sent, columns)) in enumerate(given.items())
+    ]
+    await join(hands)
+    await run_to_end(hands)
+    assert federation.state.state is FederationState.FINISHED
+    for number in (1, 2, 3):
+        found = verdict(hands, number)
+        assert found.counted == found.openings == ("a", "b", "c")
+        assert found.difference <= BOUND
+    for hand, sent in zip(hands, (8, 8, 4), strict=True):
+        for number in (1, 2, 3):
+            factors = federation.tensors(PayloadKind.FACTORS, number, hand.name)
+            assert factors["0.left"].shape == (SHAPES.modules[0].out_features, sent)
+        assert hand.trainer.trained == [1, 2, 3]
+        state = AdapterState.load(hand.state.adapter_state(3))
+        assert [module.rank for module in state.modules] == [hand.trainer.rank] * 2
+        assert [kept.rank for kept in state.residual] == ([] if sent == 4 else [sent - hand.trainer.rank] * 2)
+    # The first round has nothing to keep; from then on what is sent fills the sent rank.
+    first, second = (load_tensors(hands[0].reveal / f"round-00{number}-factors.safetensors") for number in (1, 2))
+    assert not first["0.left"][:, 2:].any()
+    assert second["0.left"].any(axis=0).all()
+    opened = load_tensors(hands[0].reveal / "round-003-average.safetensors")
+    state = AdapterState.load(hands[0].state.adapter_state(3))
+    for index, (module, kept) in enumerate(zip(state.modules, state.residual, strict=True)):
+        total = opened[f"{index}.basis"] @ opened[f"{index}.core"]
+        left, energy, right = np.linalg.svd(total, full_matrices=False)
+        best = (left[:, :8] * energy[:8]) @ right[:8]
+        held = hands[0].trainer.scaling * module.b @ module.a + kept.left @ kept.right
+        np.testing.assert_allclose(held, best, atol=BOUND * np.abs(total).max())
+
+
+async def test_a_sent_rank_that_is_taken_back_ends_with_what_was_kept(keymanager, tmp_path):
+    """Restarted without the setting between two rounds, an agent sends the best fit of its rank and keeps no more."""
+    federation = MemoryFederation(keymanager, agents=2, rounds_=2)
+    hands = [
+        Hand(federation, name, tmp_path / name, LinearTrainer(seed, rank=2, sent_rank=6), WIDTHS)
+        for seed, name in enumerate("ab")
+    ]
+    await join(hands)
+    while federation.state.last_published_round < 1:
+        for hand in hands:
+            await hand.step()
+    changed = hands[0]
+    await changed.worker.apply(1)
+    kept = AdapterState.load(changed.state.adapter_state(1)).residual
+    assert [rest.rank for rest in kept] == [2, 2]  # the first average has two directions of each agent
+    changed.trainer = LinearTrainer(0, rank=2)
+    changed.start()
+    await changed.register()
+    await run_to_end(hands)
+    assert verdict(hands, 2).counted == ("a", "b")
+    assert verdict(hands, 2).difference <= BOUND
+    assert load_tensors(changed.reveal / "round-002-factors.safetensors")["0.left"].shape[1] == 2
+    assert not AdapterState.load(changed.state.adapter_state(2)).residual
+    assert AdapterState.load(hands[1].state.adapter_state(2)).residual
+
+
 async def test_agents_start_equal_and_smaller_ranks_take_the_first_rows(keymanager, make_crew):
     federation = MemoryFederation(keymanager, agents=3)
     hands = make_crew(federation, {"a": WIDTHS, "b": WIDTHS, "c": WIDTHS})

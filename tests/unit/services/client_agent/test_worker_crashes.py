@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.client_agent import adapter as adapter_module
 from services.client_agent import state as state_module
 from services.client_agent.domain import PayloadKind
+from services.client_agent.state import load_tensors
 from services.common import files
 from shelora.errors import PeerUnreachable
 from shelora.rounds import AgentTask, FederationState
@@ -53,14 +55,14 @@ def keymanager() -> MemoryKeyManager:
 
 
 @pytest.fixture
-def make_pair(keymanager: MemoryKeyManager, tmp_path: Path) -> Callable[[], tuple[MemoryFederation, list[Hand]]]:
+def make_pair(keymanager: MemoryKeyManager, tmp_path: Path) -> Callable[..., tuple[MemoryFederation, list[Hand]]]:
     counter = itertools.count()
 
-    def make() -> tuple[MemoryFederation, list[Hand]]:
+    def make(rounds: int = 1, sent_rank: int | None = None) -> tuple[MemoryFederation, list[Hand]]:
         folder = tmp_path / str(next(counter))
-        federation = MemoryFederation(keymanager, agents=2, rounds_=1)
+        federation = MemoryFederation(keymanager, agents=2, rounds_=rounds)
         hands = [
-            Hand(federation, name, folder / name, LinearTrainer(seed, rank=3), columns)
+            Hand(federation, name, folder / name, LinearTrainer(seed, rank=3, sent_rank=sent_rank), columns)
             for seed, (name, columns) in enumerate(COLUMNS.items())
         ]
         return federation, hands
@@ -110,6 +112,41 @@ async def test_death_at_every_durable_write(make_pair, monkeypatch, after):
     assert deadly > 15
     # Training is repeated only if the agent died before its result was durable.
     assert repeated == (0 if after else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_death_at_every_durable_write_with_a_residual(make_pair, monkeypatch, after):
+    """The second round starts from a residual: whenever the agent dies, it ends with what it ends with undisturbed."""
+    federation, hands = make_pair(2, 6)
+    for hand in hands:
+        await hand.register()
+    await run_to_end(hands)
+    undisturbed = [load_tensors(hands[0].state.adapter_state(2)), load_tensors(revealed(hands[0]))]
+    assert "residual.1.left" in undisturbed[0]
+    for deadly in itertools.count(1):
+        federation, hands = make_pair(2, 6)
+        for hand in hands:
+            await hand.register()
+        disk = DyingDisk(deadly, after=after)
+        monkeypatch.setattr(state_module, "write_atomically", disk)
+        monkeypatch.setattr(adapter_module, "write_atomically", disk)
+        died = await run_with_deaths(federation, hands, disk)
+        assert federation.state.state is FederationState.FINISHED
+        for number in (1, 2):
+            assert verify_round({hand.name: hand.reveal for hand in hands}, number).difference <= 1e-6
+        found = [load_tensors(hands[0].state.adapter_state(2)), load_tensors(revealed(hands[0]))]
+        for before, now in zip(undisturbed, found, strict=True):
+            assert before.keys() == now.keys()
+            for name in before:
+                np.testing.assert_allclose(now[name], before[name], atol=1e-5)
+        if not died:
+            break
+    assert deadly > 25
+
+
+def revealed(hand: Hand) -> Path:
+    return hand.reveal / "round-002-factors.safetensors"
 
 
 @pytest.mark.parametrize("kind", [PayloadKind.SENSITIVITY, PayloadKind.FACTORS, PayloadKind.CIPHER])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import yaml
 from services.client_agent.adapter import AdapterState
 from services.client_agent.training.plaintext import average, cut, load_participants, main, run
 from shelora.errors import InvalidConfiguration, ModelMismatch
-from shelora.lora import Adapter, basis, canonical, cipher_part, project, reparameterize
+from shelora.lora import Adapter, Factors, basis, canonical, cipher_part, project, reparameterize
 from shelora.plan import FederationSeed
 from support.tiny_models import sample_rows, write_jsonl
 
@@ -94,6 +95,31 @@ def test_rounds_raise_accuracy_for_every_rank(agents: list[Path]):
         assert before["accuracy_before"] == 0.5
         assert after["accuracy_before"] == before["accuracy_after"]
         assert after["accuracy_after"] == 1.0
+
+
+def test_a_residual_counts_like_the_adapter():
+    one, two = random_states([2, 3])
+    kept = Factors(one.modules[0].b[:, :1], two.modules[0].a[:1])
+    (update,), _ = average([replace(one, residual=(kept,)), two], [2.0, 0.5], [30, 10])
+    (without,), _ = average([one, two], [2.0, 0.5], [30, 10])
+    np.testing.assert_allclose(update, without + 0.75 * kept.left @ kept.right, rtol=1e-12)
+
+
+def test_a_sent_rank_keeps_what_the_cut_to_the_rank_would_take(agents: list[Path]):
+    """Working models with the residual are the average cut to the sent rank: their losses are those of that rank."""
+    for path in agents:
+        fields = yaml.safe_load(path.read_text())
+        fields["lora"] |= {"sent_rank": 6}
+        path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    kept = load_participants(agents, [], SEED)
+    records = run(kept, 2)
+    assert [agent["rank"] for agent in records[1]["agents"]] == [2, 4]
+    assert all(agent["accuracy_after"] == 1.0 for agent in records[1]["agents"])
+    # Both agents hold the same model, so what they say of the same test texts is the same.
+    losses = [participant.trainer.evaluate().loss for participant in kept]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    kept[0].trainer.set_residual(None)
+    assert kept[0].trainer.evaluate().loss != pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_command_writes_a_report_and_starts_from_saved_adapters(agents: list[Path], tmp_path: Path):
