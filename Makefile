@@ -32,7 +32,7 @@ help: ## list the targets
 	@echo
 	@echo '  options of the demo: DATA=train.jsonl TEST=test.jsonl MODEL=path AGENTS=4 ROUNDS=3 RANKS=4,8,16,32'
 	@echo '                       BUDGETS=full,25%,5%,auto COMPARE=plaintext PACKING=dense OUT=build/demo'
-	@echo '  options of bench, parity and audit: PUBLISH=1 FRESH=1'
+	@echo '  options of bench, parity and audit: PUBLISH=1 FRESH=1; of parity: SEEDS=3'
 	@echo '  options of images and compose: PYTHON_IMAGE=python:3.12-slim-trixie TORCH=cpu|cuda TORCH_INDEX=url'
 	@echo '                       MONITORING=yes ROUNDS=3 VOLUMES=yes'
 
@@ -47,7 +47,7 @@ bench: setup ## measure speed, bytes and memory, report in build/bench (PUBLISH=
 	@$(BIN)/python -m bench aggregator $(bench_arguments)
 
 parity: setup ## accuracy against other ways to average, report in build/bench (PUBLISH=1 rewrites docs/benchmarks.md)
-	@exec $(BIN)/python -m bench parity $(bench_arguments)
+	@exec $(BIN)/python -m bench parity $(bench_arguments) $(if $(call given,SEEDS),--seeds $(SEEDS))
 
 audit: setup ## attack what the aggregator sees, report in build/audit (PUBLISH=1 rewrites docs/privacy.md and its table)
 	@exec nice $(BIN)/python -m bench audit $(bench_arguments)

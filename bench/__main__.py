@@ -47,6 +47,7 @@ def speed(
 @app.command()
 def parity(
     out: Annotated[Path, typer.Option(help="Folder of records, report and plots.")] = Path("build/bench/parity"),
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat everything with so many seeds.")] = 3,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
     publish: Annotated[
         bool, typer.Option("--publish", help="Also rewrite the accuracy part of docs/benchmarks.md and its plots.")
@@ -54,8 +55,9 @@ def parity(
 ) -> None:
     """Train with the protocol and with other ways to average, and compare the accuracies."""
     from bench.parity.runner import run  # heavy libraries only for the command that needs them
+    from bench.parity.setting import Setting
 
-    run(out, fresh=fresh, publish=publish)
+    run(out, fresh=fresh, publish=publish, setting=Setting(seeds=tuple(range(seeds))))
 
 
 @app.command()

@@ -27,7 +27,7 @@ def run(out: Path, *, fresh: bool, publish: bool, only: str | None = None) -> No
     sources = [path for package in _PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
     stamp = {"version": fingerprint(sources)}
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="work-", dir=out) as folder:
+    with tempfile.TemporaryDirectory(prefix="work-", dir=out.absolute()) as folder:
         chosen = {name: unit for name, unit in units(Path(folder)).items() if only is None or only in name}
         result = measure("aggregator", chosen, out, stamp=stamp, fresh=fresh, console=console)
     if only is not None:

@@ -69,18 +69,17 @@ class Study:
 
 
 def units(setting: Setting, study: Callable[[], Study]) -> dict[str, Callable[[], Iterator[Record]]]:
-    """All units by name, one after the other by split and seed, so that they find what they share.
+    """All units by name, one after the other by seed and split, so that they find what they share.
 
     Args:
         setting: what is trained.
         study: makes or gives what units share; called when the first unit runs.
     """
     found: dict[str, Callable[[], Iterator[Record]]] = {}
-    for split in setting.concentrations:
-        for seed in setting.seeds:
+    for seed in setting.seeds:
+        for split in setting.concentrations:
             for key in METHODS:
                 found[f"{key}-{split}-{seed}"] = partial(federated, study, key, split, seed)
-    for seed in setting.seeds:
         found[f"centralised-{seed}"] = partial(centralised, study, seed)
     return found
 

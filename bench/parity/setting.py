@@ -28,12 +28,12 @@ class Setting:
     """
 
     ranks: tuple[int, ...] = (4, 8, 16, 32)
-    rounds: int = 5
-    steps: int = 15
+    rounds: int = 4
+    steps: int = 12
     batch_size: int = 8
     learning_rate: float = 2e-3
     max_tokens: int = 24
-    curve_texts: int = 100
+    curve_texts: int = 60
     seeds: tuple[int, ...] = (0, 1, 2)
     concentrations: Mapping[str, float | None] = field(default_factory=lambda: {EVEN: None, SKEWED: 0.5})
     source: str = EMBEDDED
