@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from bench.aggregator.agents import SyntheticAgent, Workload, begin, connected, silent
 from bench.aggregator.stage import Server, Stage
+from bench.processes import cpu_s
 from bench.records import Record
 from services.client_agent.codec import upload_to_proto
 from services.client_agent.connection import Connection
@@ -21,14 +21,6 @@ from services.common.identity import Role
 from services.common.tls import channel_credentials
 from services.common.transfer import chunks, payload_header
 from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc
-
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
-
-
-def cpu_s(process_id: int) -> float:
-    """Processor seconds a process has used."""
-    fields = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
 async def uploads(folder: Path, workload: Workload, at_once: int, rounds: int) -> AsyncIterator[Record]:

@@ -10,21 +10,13 @@ from typing import Final
 
 from bench.aggregator.agents import SyntheticAgent, Workload, begin, connected, silent
 from bench.aggregator.stage import Stage
+from bench.processes import memory_bytes
 from bench.records import Record
 from shelora.rounds.phases import AgentTask
 
 COHORTS: Final = (4, 16, 64)
 
 _SAMPLE_S: Final = 0.02
-
-
-def resident_bytes(process_id: int, field: str) -> int:
-    """VmRSS (now) or VmHWM (most ever) of a process."""
-    for line in Path(f"/proc/{process_id}/status").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise ValueError(f"process {process_id}: expected {field} in its status, found none")
 
 
 async def cohorts(folder: Path, workload: Workload) -> AsyncIterator[Record]:
@@ -47,7 +39,7 @@ async def _round(folder: Path, workload: Workload, agents: int) -> Record:
         connections = await stack.enter_async_context(connected(stage, server, names))
         members = [SyntheticAgent(connection, workload, *files) for connection in connections]
         await begin(operator, members, 1, folder)
-        idle = resident_bytes(server.process_id, "VmRSS")
+        idle = memory_bytes(server.process_id, "VmRSS")
         sampling = asyncio.create_task(_most(server.process_id))
         await asyncio.gather(*(_take_part(member, folder) for member in members))
         await members[0].until(AgentTask.LEAVE, 0)
@@ -59,7 +51,7 @@ async def _round(folder: Path, workload: Workload, agents: int) -> Record:
             "bytes": agents * workload.cipher_bytes,
             "idle_bytes": idle,
             "sampled_bytes": await sampling,
-            "most_bytes": resident_bytes(server.process_id, "VmHWM"),
+            "most_bytes": memory_bytes(server.process_id, "VmHWM"),
         }
 
 
@@ -73,7 +65,7 @@ async def _most(process_id: int) -> int:
     most = 0
     try:
         while True:
-            most = max(most, resident_bytes(process_id, "VmRSS"))
+            most = max(most, memory_bytes(process_id, "VmRSS"))
             await asyncio.sleep(_SAMPLE_S)
     except asyncio.CancelledError:
         return most
