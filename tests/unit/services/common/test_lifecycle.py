@@ -102,7 +102,16 @@ def test_a_second_signal_ends_a_process_that_does_not_drain(service: subprocess.
     assert not ready_file.with_suffix(".drained").exists()
 
 
-def test_results_and_errors_of_main_come_through() -> None:
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Python's own handlers: a test run in the background is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_results_and_errors_of_main_come_through(usual_signals: None) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     async def answer(stop: asyncio.Event) -> int:
