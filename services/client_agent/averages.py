@@ -18,7 +18,7 @@ from services.client_agent.state import load_tensors
 from shelora.errors import SheLoraError, StoredBytesCorrupt
 from shelora.he.residues import as_blocks, check_residues
 from shelora.lora import dense_average
-from shelora.plan import FederationSeed, Plan, uniform_stream
+from shelora.plan import FederationSeed, Plan, SlotLayout, uniform_stream
 
 log = structlog.get_logger(__name__)
 
@@ -103,15 +103,15 @@ class Averages:
         kit.board.begin(Activity.APPLYING, f"average of round {number}")
 
         def work() -> float:
-            values, seconds = self._decrypt(plain, cipher, keys)
-            self._save(number, self._fitted(number, plain, values, keys, orders))
+            layout = agreed_layout(plan, plain)
+            values, seconds = self._decrypt(cipher, keys, layout)
+            self._save(number, self._fitted(number, plain, layout, values, keys, orders))
             return seconds
 
         kit.figures.add(number, seconds_he_decrypt=await kit.blocking.run(work))
 
-    def _decrypt(self, plain: Received, cipher: Received, keys: EpochKeys) -> tuple[npt.NDArray[np.float64], float]:
+    def _decrypt(self, cipher: Received, keys: EpochKeys, layout: SlotLayout) -> tuple[npt.NDArray[np.float64], float]:
         """The opened sum, and the seconds that HE took."""
-        layout = agreed_layout(plain.plan, plain)
         blocks = as_blocks(cipher.path.read_bytes(), keys.parameters)
         check_residues(blocks, keys.parameters)
         count = min(len(blocks) * keys.parameters.values_per_block, layout.reals(layout.total_slots))
@@ -123,13 +123,13 @@ class Averages:
         self,
         number: int,
         plain: Received,
+        layout: SlotLayout,
         values: npt.NDArray[np.float64],
         keys: EpochKeys,
         orders: Sequence[npt.NDArray[np.int64]],
     ) -> AdapterState:
         """The average at the agent's own rank; module after module, unless the whole of it is to be revealed."""
         kit, plan, weight = self._kit, plain.plan, plain.total_weight
-        layout = agreed_layout(plan, plain)
         counted = [member for member in plain.members if member.counted]
         first_plain = [min(member.columns[index] for member in counted) for index in range(len(layout.modules))]
         dense, parts = layout.unpack(layout.from_reals(values))

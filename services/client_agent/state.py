@@ -196,7 +196,7 @@ class StoredTensors(Mapping[str, npt.NDArray[Any]]):
             raise StoredBytesCorrupt(
                 f"{path.name} in the agent's state does not parse", hint="delete the file"
             ) from error
-        self._names = tuple(self._file.keys())
+        self._names = dict.fromkeys(self._file.keys())
 
     @property
     def metadata(self) -> Mapping[str, str]:
