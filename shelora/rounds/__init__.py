@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shelora.rounds.admission import admit_ballot, admit_cipher, admit_factors, registered, running_round
 from shelora.rounds.effects import (
+    FOLD_TERMS,
     ComputeAverage,
     ComputeBasis,
     Effect,
@@ -39,6 +40,7 @@ from shelora.rounds.strategy import JOINT, Computation, Gate, PhaseRule, Strateg
 from shelora.rounds.views import task_for, vote_columns
 
 __all__ = [
+    "FOLD_TERMS",
     "JOINT",
     "AgentLeft",
     "AgentRegistered",

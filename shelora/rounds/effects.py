@@ -7,12 +7,15 @@ and continues after a restart with the same call. Running one twice is harmless;
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from shelora.plan.plan import Negotiation
 from shelora.rounds.federation import Ballot, Federation, PlanOutline
 from shelora.rounds.round import Round
 from shelora.rounds.strategy import Computation
+
+FOLD_TERMS: Final = 16
+"""Ciphertexts worth a new running sum before the last one is in: writing it costs as much as adding that many."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,10 @@ def _pending_negotiation(plan: PlanOutline, ballot: Ballot) -> tuple[Work, ...]:
 
 
 def _pending_round(live: Round, state: Federation) -> tuple[Work, ...]:
-    unfolded = tuple(member.agent for member in live.complete if not member.folded)
-    if unfolded:
-        return (FoldResidues(live.number, unfolded),)
     computation = state.rules.strategy.rule(live.phase).computation
+    unfolded = tuple(member.agent for member in live.complete if not member.folded)
+    if len(unfolded) >= FOLD_TERMS or (unfolded and computation is Computation.AVERAGE):
+        return (FoldResidues(live.number, unfolded),)
     if computation is Computation.BASIS:
         return (ComputeBasis(live.number),)
     if computation is Computation.AVERAGE:

@@ -2,8 +2,17 @@ from __future__ import annotations
 
 import pytest
 
+from shelora.rounds import effects
 from simulation.world import World, make_spec, remove, temporary_folder
 from support import postgresql
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folding_at_once():
+    """Every ciphertext is folded as it comes, so that three agents make the running sums of a large cohort."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(effects, "FOLD_TERMS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

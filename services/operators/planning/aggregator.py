@@ -11,6 +11,7 @@ from services.operators.planning.costs import DOUBLE_BYTES, FLOAT_BYTES, AgentCo
 from services.operators.planning.rates import Rates
 from services.operators.planning.terms import Participant
 from shelora.plan import ModelShapes, ModuleShape, Packing, SlotLayout
+from shelora.rounds import FOLD_TERMS
 
 BATCH_VALUES: Final = 1 << 20
 """Left factors of a module with more values than this are sketched one by one, not decomposed at once."""
@@ -126,8 +127,8 @@ def aggregator_cost(
 
 
 def _folds(members: int) -> int:
-    """How often the sum is written: ciphertexts that arrive together are added together."""
-    return math.ceil(members / 2)
+    """How often the sum is written."""
+    return math.ceil(members / FOLD_TERMS)
 
 
 def _basis_s(rows: int, ranks: Sequence[int], cap: int, rates: Rates) -> float:

@@ -53,9 +53,10 @@ def test_whole_federation_of_two_rounds():
     assert game.phase() is RoundPhase.BASIS
     assert game.last_effect() == ComputeBasis(1)
     game.basis().cipher("a")
-    assert game.last_effect() == FoldResidues(1, ("a",))
+    assert pending(game.state) == ()
     game.cipher("b", "c")
     assert game.phase() is RoundPhase.SUM
+    assert game.last_effect() == FoldResidues(1, ("a", "b", "c"))
     game.fold()
     assert game.last_effect() == ComputeAverage(1)
     game.average()

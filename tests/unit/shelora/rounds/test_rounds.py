@@ -10,6 +10,7 @@ from shelora.errors import (
     WrongPhase,
 )
 from shelora.rounds import (
+    FOLD_TERMS,
     AgentLeft,
     AgentTask,
     CipherReceived,
@@ -200,16 +201,31 @@ def test_results_are_accepted_once_and_only_when_waited_for():
     game.factors("a", "b", "c").basis()
     with pytest.raises(WrongPhase):
         game.basis()
-    game.cipher("a", "b")
+    game.cipher("a", "b", "c")
     assert awaits(game.state, FoldResidues(1, ("a",)))
     game.do(Computed(FoldResidues(1, ("a",))))
-    assert pending(game.state) == (FoldResidues(1, ("b",)),)
+    assert pending(game.state) == (FoldResidues(1, ("b", "c")),)
     with pytest.raises(WrongPhase):
         game.do(Computed(FoldResidues(1, ("a", "b"))))
     assert not awaits(game.state, FoldResidues(2, ("b",)))
-    game.cipher("c")
     with pytest.raises(WrongPhase):
         game.average()
+
+
+def test_ciphertexts_are_folded_many_at_once_or_at_the_end():
+    agents = [f"agent-{index:02d}" for index in range(FOLD_TERMS + 2)]
+    game = Game(rules(target_agents=len(agents))).started(*agents).factors(*agents).basis()
+    game.cipher(*agents[: FOLD_TERMS - 1])
+    assert pending(game.state) == ()
+    game.cipher(agents[FOLD_TERMS - 1])
+    early = FoldResidues(1, tuple(agents[:FOLD_TERMS]))
+    assert pending(game.state) == (early,)
+    game.cipher(agents[FOLD_TERMS])
+    assert awaits(game.state, early)
+    game.do(Computed(early))
+    assert pending(game.state) == ()
+    game.cipher(agents[FOLD_TERMS + 1])
+    assert pending(game.state) == (FoldResidues(1, tuple(agents[FOLD_TERMS:])),)
 
 
 def test_computation_that_fails_for_good_abandons_the_round():
