@@ -17,6 +17,7 @@ from services.aggregator.plans import (
 )
 from services.aggregator.store import StoredFederation
 from services.aggregator.store.payloads import PayloadKey
+from services.common.digests import DIGEST_BYTES
 from shelora.errors import DigestMismatch, MalformedPayload, StalePlan, ValueOutOfRange, WrongEpoch, WrongPhase
 from shelora.plan.plan import Negotiation, Plan
 from shelora.rounds import (
@@ -30,8 +31,6 @@ from shelora.rounds import (
     admit_factors,
     vote_columns,
 )
-
-DIGEST_BYTES: Final = 32
 
 _BALLOT_KINDS: Final = {
     Negotiation.ENCRYPTED: PayloadKind.SENSITIVITY,
@@ -60,14 +59,14 @@ class PayloadName:
             return state.round is not None and self.round <= state.round.number
         return state.plan is not None and self.plan_version <= state.plan.version
 
-    def blob_key(self, sha256: bytes) -> str:
+    def blob_key(self, digest: bytes) -> str:
         """Where the accepted bytes are."""
         folder = folder_of(self.federation, self.round, self.plan_version)
-        return f"{folder}{self.kind.value}/{self.agent}-{sha256.hex()[:16]}"
+        return f"{folder}{self.kind.value}/{self.agent}-{digest.hex()[:16]}"
 
-    def staging_id(self, sha256: bytes) -> str:
+    def staging_id(self, digest: bytes) -> str:
         """Where incomplete bytes are."""
-        return self.blob_key(sha256)
+        return self.blob_key(digest)
 
     def event(self, ticket: UploadTicket) -> Event:
         """What its acceptance is to the state machine."""
@@ -97,9 +96,9 @@ def announced(ticket: UploadTicket) -> None:
     """
     if ticket.kind not in UPLOAD_KINDS:
         raise MalformedPayload(f"expected a kind that agents upload, got {ticket.kind.value}", hint="download it")
-    if len(ticket.sha256) != DIGEST_BYTES:
+    if len(ticket.digest) != DIGEST_BYTES:
         raise MalformedPayload(
-            f"expected a SHA-256 digest of {DIGEST_BYTES} bytes, got {len(ticket.sha256)}", hint="repair the sender"
+            f"expected a digest of {DIGEST_BYTES} bytes, got {len(ticket.digest)}", hint="repair the sender"
         )
     if ticket.size_bytes < 0:
         raise ValueOutOfRange(f"expected a size of 0 bytes or more, got {ticket.size_bytes}", hint="repair the sender")

@@ -120,7 +120,7 @@ def ticket_from_proto(message: aggregator_pb2.UploadHeader) -> UploadTicket:
         epoch=message.epoch,
         plan_digest=_digest("plan_digest", message.plan_digest),
         size_bytes=message.payload.size_bytes,
-        sha256=message.payload.sha256,
+        digest=message.payload.digest,
         layout_digest=_digest("layout_digest", message.layout_digest, optional=kind is not PayloadKind.CIPHER),
         examples=message.examples,
         metrics=dict(message.metrics),
@@ -216,7 +216,7 @@ def view_to_proto(view: AgentView) -> aggregator_pb2.AgentView:
 def download_to_proto(download: Download) -> aggregator_pb2.DownloadHeader:
     """The header before a download's chunks."""
     return aggregator_pb2.DownloadHeader(
-        payload=types_pb2.PayloadHeader(size_bytes=download.blob.size_bytes, sha256=download.blob.sha256),
+        payload=types_pb2.PayloadHeader(size_bytes=download.blob.size_bytes, digest=download.blob.digest),
         plan_version=download.plan.version,
         epoch=download.plan.epoch,
         layout_digest=download.layout_digest,

@@ -104,7 +104,7 @@ class UploadTicket:
     epoch: int
     plan_digest: bytes
     size_bytes: int
-    sha256: bytes
+    digest: bytes
     layout_digest: bytes = b""
     examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -92,7 +92,7 @@ class Summand:
         """
         if not self.seal.holds(self._tags):
             raise StoredBytesCorrupt(
-                f"blob {self.blob.key}: expected bytes with digest {self.blob.sha256.hex()[:16]}, got other bytes",
+                f"blob {self.blob.key}: expected bytes with digest {self.blob.digest.hex()[:16]}, got other bytes",
                 hint="check the disk and restore the state folder from a backup",
                 context={"blob": self.blob.key},
             )

@@ -142,8 +142,8 @@ class DirectoryBlobStore:
             UnknownBlob: nothing is stored under the key.
             StoredBytesCorrupt: the stored bytes are not the ones that were written.
         """
-        sha256, seal = self._seals.get(blob.key, (b"", None))
-        if seal is not None and (seal.size_bytes, sha256) == (blob.size_bytes, blob.sha256):
+        known, seal = self._seals.get(blob.key, (b"", None))
+        if seal is not None and (seal.size_bytes, known) == (blob.size_bytes, blob.digest):
             return seal
         return self._verified(blob)
 
@@ -152,10 +152,10 @@ class DirectoryBlobStore:
             measured = measure(self.path(blob.key), self._key)
         except FileNotFoundError as error:
             raise UnknownBlob(f"blob: expected {blob.key}, got nothing under this key") from error
-        size, digest = measured.size_bytes, measured.sha256()
-        if (size, digest) != (blob.size_bytes, blob.sha256):
+        size, digest = measured.size_bytes, measured.digest()
+        if (size, digest) != (blob.size_bytes, blob.digest):
             raise StoredBytesCorrupt(
-                f"blob {blob.key}: expected {blob.size_bytes} bytes with digest {blob.sha256.hex()[:16]}, "
+                f"blob {blob.key}: expected {blob.size_bytes} bytes with digest {blob.digest.hex()[:16]}, "
                 f"got {size} bytes with digest {digest.hex()[:16]}",
                 hint="check the disk and restore the state folder from a backup",
                 context={"blob": blob.key},
@@ -199,7 +199,7 @@ class DirectoryBlobStore:
         make_folders(target.parent, mode=0o700)
         os.replace(file, target)
         sync_folder(target.parent)
-        blob = Blob(key, found.size_bytes, found.sha256())
+        blob = Blob(key, found.size_bytes, found.digest())
         self._remember(blob, found.seal())
         return blob
 
@@ -211,7 +211,7 @@ class DirectoryBlobStore:
         if seal is None:
             self._seals.pop(blob.key, None)
         else:
-            self._seals[blob.key] = (blob.sha256, seal)
+            self._seals[blob.key] = (blob.digest, seal)
 
 
 class DirectoryBlobWriter:

@@ -1,7 +1,7 @@
-"""Proof, much faster than SHA-256, that bytes are still those whose digest this process has checked.
+"""Proof, faster than any digest, that bytes are still those whose digest this process has checked.
 
-A seal is made over the very bytes in memory that go into a SHA-256: one AES-GMAC tag a piece under a key that lives and
-dies with the process, and the digest of all tags. It says nothing to anybody else; after a restart the SHA-256 that the
+A seal is made over the very bytes in memory that go into a digest: one AES-GMAC tag a piece under a key that lives and
+dies with the process, and the digest of all tags. It says nothing to anybody else; after a restart the digest that the
 database holds is compared once more, and a new seal made meanwhile.
 """
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from services.common.digests import digester
 
 PIECE_BYTES: Final = 256 << 10
 """Bytes under one tag: they stay in a core's cache from the read to the last use."""
@@ -77,7 +79,7 @@ class Seal:
 
 
 class Sealing:
-    """SHA-256 and seal of bytes that come from front to back.
+    """Digest and seal of bytes that come from front to back.
 
     Args:
         key: of this process.
@@ -90,7 +92,7 @@ class Sealing:
         self.size_bytes = 0
         self._key = key
         self._prefix = secrets.token_bytes(_PREFIX_BYTES)
-        self._sha256 = hashlib.sha256()
+        self._content = digester()
         self._tags = hashlib.sha256()
         self._whole_pieces = True
 
@@ -98,7 +100,7 @@ class Sealing:
         """Take the next bytes. Every addition but the last must be whole pieces, or there will be no seal."""
         view = memoryview(data)
         self._whole_pieces = self._whole_pieces and self.size_bytes % PIECE_BYTES == 0
-        self._sha256.update(view)
+        self._content.update(view)
         if self._whole_pieces:
             first = self.size_bytes // PIECE_BYTES
             for start in range(0, len(view), PIECE_BYTES):
@@ -106,9 +108,10 @@ class Sealing:
                 self._tags.update(self._key.tag(self._prefix, first + start // PIECE_BYTES, piece))
         self.size_bytes += len(view)
 
-    def sha256(self) -> bytes:
+    def digest(self) -> bytes:
         """Digest of all bytes so far."""
-        return self._sha256.digest()
+        digest: bytes = self._content.digest()
+        return digest
 
     def seal(self) -> Seal | None:
         """Seal of all bytes so far, None when they came in other cuts."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zlib
 from collections.abc import AsyncIterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from zlib_ng import zlib_ng
+
+from services.common.digests import DIGEST_BYTES, digest_of, digest_of_file
 from services.common.files import full_disk_refused, make_folders, sync_folder
 from services.common.threads import in_thread
 from shelora.errors import ChecksumMismatch, MalformedPayload, OffsetMismatch, PayloadTooLarge, SizeMismatch
@@ -22,8 +23,6 @@ MAX_CHUNK_BYTES: Final = 4 << 20
 
 MAX_PAYLOAD_BYTES: Final = 1 << 40
 """Longest payload that can be announced."""
-
-_DIGEST_BYTES: Final = 32
 
 
 def chunks(source: Path | bytes, offset: int = 0) -> Iterator[types_pb2.Chunk]:
@@ -57,7 +56,7 @@ def chunks(source: Path | bytes, offset: int = 0) -> Iterator[types_pb2.Chunk]:
 
 
 def _chunk(offset: int, data: bytes) -> types_pb2.Chunk:
-    return types_pb2.Chunk(offset=offset, data=data, crc32=zlib.crc32(data))
+    return types_pb2.Chunk(offset=offset, data=data, crc32=zlib_ng.crc32(data))
 
 
 def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
@@ -119,7 +118,7 @@ def check_crc(offset: int, data: bytes, crc32: int) -> None:
     Raises:
         ChecksumMismatch: the data do not match the CRC-32.
     """
-    computed = zlib.crc32(data)
+    computed = zlib_ng.crc32(data)
     if computed != crc32:
         raise ChecksumMismatch(
             f"chunk at offset {offset}: expected CRC-32 {crc32:08x}, got {computed:08x}",
@@ -128,16 +127,10 @@ def check_crc(offset: int, data: bytes, crc32: int) -> None:
 
 
 def payload_header(source: Path | bytes) -> types_pb2.PayloadHeader:
-    """Length and SHA-256 of a payload or of the file that holds it; reads the whole of it."""
+    """Length and digest of a payload or of the file that holds it; reads the whole of it."""
     if isinstance(source, bytes):
-        return types_pb2.PayloadHeader(size_bytes=len(source), sha256=hashlib.sha256(source).digest())
-    size = 0
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            size += len(piece)
-            digest.update(piece)
-    return types_pb2.PayloadHeader(size_bytes=size, sha256=digest.digest())
+        return types_pb2.PayloadHeader(size_bytes=len(source), digest=digest_of(source))
+    return types_pb2.PayloadHeader(size_bytes=source.stat().st_size, digest=digest_of_file(source))
 
 
 def check_header(header: types_pb2.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:
@@ -149,12 +142,12 @@ def check_header(header: types_pb2.PayloadHeader, limit_bytes: int = MAX_PAYLOAD
     """
     if header.size_bytes > limit_bytes:
         raise PayloadTooLarge(f"payload: expected at most {limit_bytes} bytes, got {header.size_bytes}")
-    if len(header.sha256) != _DIGEST_BYTES:
-        raise MalformedPayload(f"payload digest: expected {_DIGEST_BYTES} bytes, got {len(header.sha256)}")
+    if len(header.digest) != DIGEST_BYTES:
+        raise MalformedPayload(f"payload digest: expected {DIGEST_BYTES} bytes, got {len(header.digest)}")
 
 
 def _part(sink: Path, header: types_pb2.PayloadHeader) -> Path:
-    return sink.with_name(f".{sink.name}.{header.sha256.hex()[:16]}.part")
+    return sink.with_name(f".{sink.name}.{header.digest.hex()[:16]}.part")
 
 
 def received_bytes(sink: Path) -> int:
@@ -234,10 +227,10 @@ def _append(part: Path, data: bytes) -> None:
 
 def _finish(part: Path, sink: Path, header: types_pb2.PayloadHeader) -> None:
     """Verify the whole file and move it to its place, durably."""
-    if payload_header(part).sha256 != header.sha256:
+    if payload_header(part).digest != header.digest:
         part.unlink()
         raise ChecksumMismatch(
-            "download: expected the announced SHA-256, got other bytes", hint="download again from offset 0"
+            "download: expected the announced digest, got other bytes", hint="download again from offset 0"
         )
     with full_disk_refused("download"):
         descriptor = os.open(part, os.O_RDONLY)

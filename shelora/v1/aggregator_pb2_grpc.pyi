@@ -169,7 +169,9 @@ class RoundServiceStub:
     GetUpload: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetUploadRequest, _aggregator_pb2.GetUploadResponse]
     """Tells how many bytes of an upload are staged, so that a cut upload continues there. Role agent."""
     Upload: _grpc.StreamUnaryMultiCallable[_aggregator_pb2.UploadRequest, _aggregator_pb2.UploadResponse]
-    """Uploads one payload: first the header, then chunks. Answered after everything is checked and durable. Role agent."""
+    """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
+    a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+    """
     Download: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.DownloadRequest, _aggregator_pb2.DownloadResponse]
     """Streams one payload: first the header, then chunks from the asked offset. Role agent."""
     ReportRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.ReportRoundRequest, _aggregator_pb2.ReportRoundResponse]
@@ -191,7 +193,9 @@ class RoundServiceAsyncStub(RoundServiceStub):
     GetUpload: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetUploadRequest, _aggregator_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Tells how many bytes of an upload are staged, so that a cut upload continues there. Role agent."""
     Upload: _aio.StreamUnaryMultiCallable[_aggregator_pb2.UploadRequest, _aggregator_pb2.UploadResponse]  # type: ignore[assignment]
-    """Uploads one payload: first the header, then chunks. Answered after everything is checked and durable. Role agent."""
+    """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
+    a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+    """
     Download: _aio.UnaryStreamMultiCallable[_aggregator_pb2.DownloadRequest, _aggregator_pb2.DownloadResponse]  # type: ignore[assignment]
     """Streams one payload: first the header, then chunks from the asked offset. Role agent."""
     ReportRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.ReportRoundRequest, _aggregator_pb2.ReportRoundResponse]  # type: ignore[assignment]
@@ -234,7 +238,9 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_aggregator_pb2.UploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.UploadResponse, _abc.Awaitable[_aggregator_pb2.UploadResponse]]:
-        """Uploads one payload: first the header, then chunks. Answered after everything is checked and durable. Role agent."""
+        """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
+        a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+        """
 
     @_abc_1.abstractmethod
     def Download(

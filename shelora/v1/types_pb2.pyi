@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class SoftwareVersion(_message.Message):
     """Identifiers (federation, agent, operator, names of modules) are 1 to 200 bytes of UTF-8; federation and agent identifiers match
-    [a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?. All digests are SHA-256 (32 bytes). All times are milliseconds since the Unix epoch, UTC.
+    [a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?. Digests are SHA-256 (32 bytes) where nothing else is said. All times are milliseconds since the Unix epoch, UTC.
 
     Version of the software that speaks; exchanged wherever mixing versions could hurt.
     """
@@ -259,20 +259,20 @@ class PayloadHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Length of the whole payload in bytes, at most 2^40."""
-    sha256: _builtins.bytes
-    """SHA-256 of the whole payload, 32 bytes."""
+    digest: _builtins.bytes
+    """BLAKE3 of the whole payload, 32 bytes."""
     def __init__(
         self,
         *,
         size_bytes: _builtins.int = ...,
-        sha256: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.blobs import Blob, BlobStore, DirectoryBlobStore, check_key
+from services.common.digests import digest_of
 from services.common.seals import PIECE_BYTES
 from shelora.errors import (
     ChecksumMismatch,
@@ -44,7 +44,7 @@ def store(reopen: Open) -> BlobStore:
 
 
 def digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+    return digest_of(data)
 
 
 async def test_a_written_blob_is_named_by_size_and_digest(store: BlobStore, reopen: Open) -> None:
@@ -308,7 +308,7 @@ async def test_a_blob_written_from_front_to_back_is_named_like_any_other(store: 
         writer.file.write(b"other")
         writer.file.seek(0, os.SEEK_END)
         writer.file.write(b"more")
-        assert writer.commit().sha256 == digest(b"other" + data[5:] + b"more")
+        assert writer.commit().digest == digest(b"other" + data[5:] + b"more")
 
 
 async def test_a_part_of_an_upload_that_another_process_took_in_is_hashed_in_the_end(

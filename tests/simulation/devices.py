@@ -23,6 +23,7 @@ from services.aggregator.domain import (
     SoftwareVersion,
     UploadTicket,
 )
+from services.common.digests import digest_of
 from services.common.identity import Identity, Role
 from shelora.he.parameters import CkksParameters
 from shelora.plan import DenseShape, ModelShapes, ModuleShape, Negotiation, Plan
@@ -136,7 +137,7 @@ class Device:
             epoch=plan.epoch,
             plan_digest=plan.digest(),
             size_bytes=len(data),
-            sha256=hashlib.sha256(data).digest(),
+            digest=digest_of(data),
             layout_digest=layout_digest,
             examples=self.examples if kind is PayloadKind.FACTORS else 0,
             metrics={"loss": 0.5} if kind is PayloadKind.FACTORS else {},

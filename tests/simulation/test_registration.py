@@ -133,7 +133,7 @@ async def test_partial_budgets_need_a_negotiation(world):
 
 async def test_agents_are_limited(world):
     limits = ServiceLimits(agents=AgentLimits(max_agents=1))
-    checks = UploadChecks(world.blobs, WorkerPool(1))
+    checks = UploadChecks(WorkerPool(1))
     service = AggregatorService(world.database, world.blobs, checks, world.clock, limits)
     first, second = world.devices[:2]
     await service.register_agent(first.identity, first.registration())

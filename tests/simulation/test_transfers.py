@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import replace
 
 import pytest
@@ -10,6 +9,7 @@ from services.aggregator.domain import DownloadRequest, PayloadKind, Piece
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.service import AggregatorService, ServiceLimits
 from services.aggregator.uploads import UploadLimits
+from services.common.digests import digest_of
 from services.common.threads import WorkerPool
 from shelora.errors import (
     ChecksumMismatch,
@@ -65,7 +65,7 @@ async def everybody_acts(world, devices=None) -> None:
         ({"examples": 10**12 + 1}, ValueOutOfRange),
         ({"size_bytes": -1}, ValueOutOfRange),
         ({"size_bytes": 10**9}, PayloadTooLarge),
-        ({"sha256": b"short"}, MalformedPayload),
+        ({"digest": b"short"}, MalformedPayload),
         ({"metrics": {"loss": float("nan")}}, NonFiniteValue),
     ],
 )
@@ -107,7 +107,7 @@ async def test_votes_are_refused_where_sensitivities_are_asked_for(running):
 
 
 async def test_operator_s_limit_holds_whatever_the_plan_allows(training):
-    checks = UploadChecks(training.blobs, WorkerPool(1))
+    checks = UploadChecks(WorkerPool(1))
     limits = ServiceLimits(uploads=UploadLimits(max_payload_bytes=10))
     service = AggregatorService(training.database, training.blobs, checks, training.clock, limits)
     device = training.devices[0]
@@ -153,7 +153,7 @@ async def test_before_it_is_accepted_a_payload_may_be_made_again(training):
     with pytest.raises(SizeMismatch):
         await training.service.upload(device.identity, payload.ticket, pieces(piece(0, payload.data[:100])))
     data = device.factors(99)
-    ticket = replace(payload.ticket, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
+    ticket = replace(payload.ticket, size_bytes=len(data), digest=digest_of(data))
     assert (await training.service.get_upload(device.identity, ticket)).staged_bytes == 0
     assert not (await training.service.upload(device.identity, ticket, pieces(piece(0, data)))).duplicate
     assert not list((training.folder / "blobs" / "staging").iterdir())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import shutil
 import tempfile
 import zlib
@@ -29,6 +28,7 @@ from services.aggregator.payloads import UploadChecks
 from services.aggregator.service import AggregatorService
 from services.aggregator.store import MIGRATIONS, payloads
 from services.common.database import migrate
+from services.common.digests import digest_of
 from services.common.threads import WorkerPool
 from shelora.errors import ConflictingResend, MalformedInput, SheLoraError
 from shelora.plan import Negotiation
@@ -116,7 +116,7 @@ class World:
         self.database = MortalDatabase(self.url, self.fate)
         self.blobs = MortalBlobs(self.folder / "blobs", self.fate)
         pool = WorkerPool(1)
-        self.service = AggregatorService(self.database, self.blobs, UploadChecks(self.blobs, pool), self.clock)
+        self.service = AggregatorService(self.database, self.blobs, UploadChecks(pool), self.clock)
         compute = MortalCompute(LocalCompute(self.blobs, pool), self.fate)
         ledger, hub = self.service.ledger, self.service.hub
         self.driver = Driver(ledger, hub, self.blobs, compute, self.clock, self.options)
@@ -234,7 +234,7 @@ class World:
         for (kind, number), payload in list(device.payloads.items()):
             if (device.index, kind, number) in self._acknowledged:
                 data = payload.data[::-1] + b"\0"
-                ticket = replace(payload.ticket, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
+                ticket = replace(payload.ticket, size_bytes=len(data), digest=digest_of(data))
                 await _refused(self.service.upload(device.identity, ticket, _pieces(data, 0)), ConflictingResend)
 
     async def send_garbage(self, device: Device) -> None:
@@ -244,9 +244,9 @@ class World:
             return
         before = (await self.service.ledger.read(FEDERATION)).state
         data = b"\xff" * len(payload.data)
-        ticket = replace(payload.ticket, sha256=hashlib.sha256(data).digest())
+        ticket = replace(payload.ticket, digest=digest_of(data))
         await _refused(self.service.upload(device.identity, ticket, _pieces(data, 0)), MalformedInput)
-        wrong_digest = replace(payload.ticket, sha256=bytes(32))
+        wrong_digest = replace(payload.ticket, digest=bytes(32))
         await _refused(self.service.upload(device.identity, wrong_digest, _pieces(data, 0)), MalformedInput)
         assert (await self.service.ledger.read(FEDERATION)).state == before
 

@@ -65,7 +65,7 @@ async def record(connection: Connection, key: PayloadKey, blob: Blob, now_ms: in
     values = {
         "blob_key": blob.key,
         "size_bytes": blob.size_bytes,
-        "sha256": blob.sha256,
+        "digest": blob.digest,
         "present": True,
         "at_ms": now_ms,
     }
@@ -154,4 +154,4 @@ def _match(key: PayloadKey) -> sa.ColumnElement[bool]:
 
 def _read(row: rows.Row) -> StoredPayload:
     key = PayloadKey(row["federation"], row["kind"], row["round"], row["plan_version"], row["agent"])
-    return StoredPayload(key, Blob(row["blob_key"], row["size_bytes"], row["sha256"]), row["present"])
+    return StoredPayload(key, Blob(row["blob_key"], row["size_bytes"], row["digest"]), row["present"])

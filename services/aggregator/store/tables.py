@@ -165,7 +165,7 @@ payloads = sa.Table(
     sa.Column("agent", sa.String(63), primary_key=True),
     sa.Column("blob_key", sa.String(400), nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
-    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("present", sa.Boolean, nullable=False),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Index("ix_payloads_present", "federation", "present"),

@@ -46,7 +46,7 @@ class Rates:
     decompose_flops_per_s: float = 2e10
     multiply_flops_per_s: float = 5e10
     memory_values_per_s: float = 2.5e8
-    digest_bytes_per_s: float = 1e9
+    digest_bytes_per_s: float = 2e9
     call_s: float = 1e-4
     file_s: float = 5e-4
     step_s: float = 0.04

@@ -114,7 +114,7 @@ def test_agents_events_and_downloads():
         sequence=1, at_ms=2, kind="k", round=3, agent="a", detail="d"
     )
     header = codec.download_to_proto(Download(Blob("k", 10, b"s" * 32), 0, PLAN, 3, b"l" * 32, (MEMBER,), 0.5, 1.0))
-    assert (header.payload.size_bytes, header.payload.sha256, header.layout_digest) == (10, b"s" * 32, b"l" * 32)
+    assert (header.payload.size_bytes, header.payload.digest, header.layout_digest) == (10, b"s" * 32, b"l" * 32)
     assert (header.weight, header.total_weight, header.epoch, header.plan_version) == (0.5, 1.0, 1, 1)
     assert plan_from_proto(header.plan) == PLAN
     assert header.members[0].agent == "agent-1"

@@ -129,9 +129,9 @@ async def test_same_inputs_give_the_same_bytes(blobs, pool):
     first = await compute.compute_basis(plan, members, "a")
     second = await compute.compute_basis(plan, members, "b")
 
-    assert first.basis.sha256 == second.basis.sha256
+    assert first.basis.digest == second.basis.digest
     for agent, blob in first.projections.items():
-        assert blob.sha256 == second.projections[agent].sha256
+        assert blob.digest == second.projections[agent].digest
 
 
 async def test_results_have_the_documented_tensors(blobs, pool):

@@ -102,10 +102,10 @@ def test_a_registration_says_everything():
 
 def test_an_upload_is_named_by_plan_and_round():
     upload = Upload(PayloadKind.CIPHER, Path("x"), 5, PLAN, b"l" * 32, 7, {"loss": 0.5})
-    message = codec.upload_to_proto("ward", upload, types_pb2.PayloadHeader(size_bytes=9, sha256=b"s" * 32))
+    message = codec.upload_to_proto("ward", upload, types_pb2.PayloadHeader(size_bytes=9, digest=b"s" * 32))
     assert (message.federation, message.round, message.plan_version, message.epoch) == ("ward", 5, 2, 3)
     assert message.kind == aggregator_pb2.PAYLOAD_KIND_CIPHER
-    assert (message.payload.size_bytes, message.payload.sha256) == (9, b"s" * 32)
+    assert (message.payload.size_bytes, message.payload.digest) == (9, b"s" * 32)
     assert message.plan_digest == PLAN.digest()
     assert (message.layout_digest, message.examples, dict(message.metrics)) == (b"l" * 32, 7, {"loss": 0.5})
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import hashlib
 import random
 
 import pytest
 
+from services.common.digests import digest_of
 from services.common.seals import PIECE_BYTES, Sealing, SealKey, measure
 
 DATA = random.Random(0).randbytes(PIECE_BYTES * 5 // 2)
@@ -24,7 +24,7 @@ def tags(seal, data: bytes) -> list[bytes]:
 @pytest.mark.parametrize("first", [0, PIECE_BYTES, 2 * PIECE_BYTES, len(DATA)])
 def test_a_seal_holds_for_the_same_bytes_in_whole_pieces(first):
     sealing = sealed(*(cut for cut in (DATA[:first], DATA[first:]) if cut))
-    assert (sealing.size_bytes, sealing.sha256()) == (len(DATA), hashlib.sha256(DATA).digest())
+    assert (sealing.size_bytes, sealing.digest()) == (len(DATA), digest_of(DATA))
     seal = sealing.seal()
     assert seal is not None
     assert seal.pieces == 3
@@ -50,7 +50,7 @@ def test_a_seal_does_not_hold_for_exchanged_or_missing_pieces():
 
 def test_other_cuts_give_a_digest_but_no_seal():
     sealing = sealed(DATA[:5], DATA[5:])
-    assert sealing.sha256() == hashlib.sha256(DATA).digest()
+    assert sealing.digest() == digest_of(DATA)
     assert sealing.seal() is None
 
 
@@ -64,7 +64,7 @@ def test_a_file_is_measured_whole(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(DATA * 2)
     sealing = measure(path, SealKey())
-    assert sealing.sha256() == hashlib.sha256(DATA * 2).digest()
+    assert sealing.digest() == digest_of(DATA * 2)
     seal = sealing.seal()
     assert seal is not None
     assert seal.holds(tags(seal, DATA * 2))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common import transfer
+from services.common.digests import digest_of
 from services.common.transfer import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
@@ -56,12 +56,12 @@ def test_chunks_carry_the_payload_from_any_offset(source: Any, offset: int) -> N
 
 def test_the_header_names_size_and_digest(source: Any) -> None:
     header = payload_header(source)
-    assert (header.size_bytes, header.sha256) == (len(PAYLOAD), hashlib.sha256(PAYLOAD).digest())
+    assert (header.size_bytes, header.digest) == (len(PAYLOAD), digest_of(PAYLOAD))
     check_header(header, len(PAYLOAD))
     with pytest.raises(PayloadTooLarge):
         check_header(header, len(PAYLOAD) - 1)
     with pytest.raises(MalformedPayload, match="expected 32 bytes, got 31"):
-        check_header(types_pb2.PayloadHeader(size_bytes=1, sha256=bytes(31)))
+        check_header(types_pb2.PayloadHeader(size_bytes=1, digest=bytes(31)))
 
 
 @pytest.mark.parametrize("offset", [-1, len(PAYLOAD) + 1])
@@ -141,7 +141,7 @@ async def test_another_payload_starts_afresh(tmp_path: Path) -> None:
 async def test_wrong_bytes_never_appear(tmp_path: Path) -> None:
     sink = tmp_path / "file"
     header = payload_header(b"right")
-    with pytest.raises(ChecksumMismatch, match="SHA-256"):
+    with pytest.raises(ChecksumMismatch, match="announced digest"):
         await receive(feed(chunks(b"wrong")), sink, header)
     with pytest.raises(PayloadTooLarge):
         await receive(feed(chunks(b"right and more")), sink, header)
