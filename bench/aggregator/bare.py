@@ -24,8 +24,9 @@ async def answer_nothing(_request: aggregator_pb2.GetUploadRequest, _context: Co
     return aggregator_pb2.GetUploadResponse()
 
 
-async def throw_away(messages: AsyncIterator[aggregator_pb2.UploadRequest], _context: Context) -> Any:
+async def throw_away(messages: AsyncIterator[aggregator_pb2.UploadRequest], context: Context) -> Any:
     """Take every message and do nothing with it."""
+    await context.send_initial_metadata(())
     async for _ in messages:
         pass
     return aggregator_pb2.UploadResponse()

@@ -86,7 +86,9 @@ async def _stream(stage: Stage, server: Server, ciphers: Sequence[Upload]) -> fl
             for chunk in chunks(path):
                 yield aggregator_pb2.UploadRequest(chunk=chunk)
 
-        await send_stream(aggregator_pb2_grpc.RoundServiceStub(channel).Upload, requests(), timeout_s=None)
+        await send_stream(
+            aggregator_pb2_grpc.RoundServiceStub(channel).Upload, requests(), timeout_s=None, when_asked=True
+        )
 
     started = time.perf_counter()
     await asyncio.gather(*(send(channel, cipher.path) for channel, cipher in zip(channels, ciphers, strict=True)))

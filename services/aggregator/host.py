@@ -106,7 +106,7 @@ async def _engine(config: AggregatorConfig, clock: Clock) -> AsyncIterator[_Engi
     checking, computing = WorkerPool(config.compute_threads, calls), WorkerPool(config.compute_threads, calls)
     watch_pool(registry, "checks", checking)
     watch_pool(registry, "compute", computing)
-    checks = MeasuredChecks(UploadChecks(blobs, checking), registry)
+    checks = MeasuredChecks(UploadChecks(checking), registry)
     compute = MeasuredCompute(LocalCompute(blobs, computing), registry, clock)
     options = DriverOptions(config.keep_rounds, config.resume_grace_s)
     database = Database(config.database, clock=clock, registry=registry)

@@ -83,13 +83,14 @@ class MeasuredChecks:
     def size_limit_bytes(self, expected: ExpectedPayload) -> int:
         return self._checks.size_limit_bytes(expected)
 
-    async def check(self, blob: Blob, expected: ExpectedPayload) -> None:
+    async def check(self, path: Path, expected: ExpectedPayload) -> int:
         try:
-            await self._checks.check(blob, expected)
+            size_bytes = await self._checks.check(path, expected)
         except SheLoraError as error:
             self._refused.labels(expected.kind.value, error.code).inc()
             raise
-        self._bytes.labels(expected.kind.value).inc(blob.size_bytes)
+        self._bytes.labels(expected.kind.value).inc(size_bytes)
+        return size_bytes
 
 
 def watch_pool(registry: CollectorRegistry, name: str, pool: WorkerPool) -> None:

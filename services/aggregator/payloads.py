@@ -23,7 +23,6 @@ from services.aggregator.tensors import (
     read_pieces,
     read_tensor,
 )
-from services.common.blobs import Blob, BlobStore
 from services.common.threads import WorkerPool
 from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch, ValueOutOfRange
 from shelora.plan.plan import Plan
@@ -68,12 +67,10 @@ class UploadChecks:
     """Checks uploads against the plan; the PayloadChecks of the service.
 
     Args:
-        blobs: where the uploads are.
         pool: threads for the work.
     """
 
-    def __init__(self, blobs: BlobStore, pool: WorkerPool) -> None:
-        self._blobs = blobs
+    def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
 
     def size_limit_bytes(self, expected: ExpectedPayload) -> int:
@@ -85,17 +82,17 @@ class UploadChecks:
         _require_ciphertext(expected)
         return expected.blocks * expected.parameters.block_bytes
 
-    async def check(self, blob: Blob, expected: ExpectedPayload) -> None:
-        """Parse and validate the whole payload.
+    async def check(self, path: Path, expected: ExpectedPayload) -> int:
+        """Parse and validate a whole file; answers its bytes.
 
         Raises:
             MalformedInput: a subclass that says what was expected and what came.
         """
-        await self._pool.run(check_payload, self._blobs.path(blob.key), expected)
+        return await self._pool.run(check_payload, path, expected)
 
 
-def check_payload(path: Path, expected: ExpectedPayload) -> None:
-    """Parse and validate a payload in a file.
+def check_payload(path: Path, expected: ExpectedPayload) -> int:
+    """Parse and validate a payload in a file; answers its bytes.
 
     Raises:
         MalformedPayload: not the announced format, or other tensors than the plan's.
@@ -109,6 +106,7 @@ def check_payload(path: Path, expected: ExpectedPayload) -> None:
     else:
         _require_ciphertext(expected)
         check_ciphertext(path, expected.blocks, expected.parameters)
+    return path.stat().st_size
 
 
 def _require_ciphertext(expected: ExpectedPayload) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from services.aggregator.domain import BasisResult, CohortMember, ExpectedPayload
@@ -55,6 +56,6 @@ class PayloadChecks(Protocol):
         """Most bytes such a payload can have; announced sizes beyond it are refused before any byte is taken."""
         ...
 
-    async def check(self, blob: Blob, expected: ExpectedPayload) -> None:
-        """Parse and validate the whole payload; raises a MalformedInput subclass that says what was expected."""
+    async def check(self, path: Path, expected: ExpectedPayload) -> int:
+        """Parse and validate a whole file, answer its bytes; raises a MalformedInput subclass that says why."""
         ...

@@ -189,7 +189,8 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise MalformedPayload("upload: expected a header first, got something else", hint="send the header first")
         identity = self._door.admit(context, Role.AGENT, federation=first.header.federation)
-        receipt = await self._service.upload(identity, codec.ticket_from_proto(first.header), _pieces(messages))
+        ticket, pieces = codec.ticket_from_proto(first.header), _pieces(messages, context)
+        receipt = await self._service.upload(identity, ticket, pieces)
         return aggregator_pb2.UploadResponse(accepted_bytes=receipt.accepted_bytes, duplicate=receipt.duplicate)
 
     async def Download(
@@ -249,7 +250,12 @@ async def _patiently(
         yield found.pop()
 
 
-async def _pieces(messages: AsyncIterator[aggregator_pb2.UploadRequest]) -> AsyncIterator[Piece]:
+async def _pieces(messages: AsyncIterator[aggregator_pb2.UploadRequest], context: Context) -> AsyncIterator[Piece]:
+    """The pieces of an upload; the sender is told to begin when the first one is asked for.
+
+    A sender that waits for that leaves nothing in the transport's memory until then.
+    """
+    await context.send_initial_metadata(())
     position: int | None = None
     async for message in messages:
         if message.WhichOneof("part") != "chunk":

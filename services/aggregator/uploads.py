@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -14,6 +13,7 @@ from services.aggregator import store
 from services.aggregator.admission import PayloadName, admitted, announced, name_of
 from services.aggregator.domain import ExpectedPayload, Piece, UploadReceipt, UploadStatus, UploadTicket
 from services.aggregator.events import Hub, Presence
+from services.aggregator.intake import Intake
 from services.aggregator.ledger import Change, Ledger
 from services.aggregator.ports import PayloadChecks
 from services.aggregator.store import StoredFederation
@@ -21,7 +21,6 @@ from services.aggregator.turns import STREAMS, Turn
 from services.common.blobs import Blob, BlobStore, Staging
 from services.common.identity import Identity
 from services.common.threads import ended, start_in_thread
-from services.common.transfer import check_crc
 from shelora.errors import (
     Conflict,
     ConflictingResend,
@@ -167,11 +166,11 @@ class Uploads:
         if not name.possible(change.stored.state):
             return False
         known = await store.payloads.find(change.connection, name.key)
-        if known is None or (known.blob.size_bytes, known.blob.sha256) == (ticket.size_bytes, ticket.sha256):
+        if known is None or (known.blob.size_bytes, known.blob.digest) == (ticket.size_bytes, ticket.digest):
             return known is not None
         raise ConflictingResend(
             f"expected the payload that was accepted first ({known.blob.size_bytes} bytes, digest "
-            f"{known.blob.sha256.hex()[:12]}), got another one ({ticket.size_bytes} bytes, {ticket.sha256.hex()[:12]})",
+            f"{known.blob.digest.hex()[:12]}), got another one ({ticket.size_bytes} bytes, {ticket.digest.hex()[:12]})",
             hint="send the first payload again, byte by byte, or wait for the next round",
             context={"agent": name.agent},
         )
@@ -187,42 +186,25 @@ class Uploads:
     async def _take(
         self, name: PayloadName, ticket: UploadTicket, lock: asyncio.Lock, pieces: AsyncIterator[Piece]
     ) -> bool:
-        """Stage all pieces, each while the next one arrives; False when the payload is not wanted any more."""
-        seen, turn, staging = _Seen(), Turn(self._turns), None
-        iterator = pieces.__aiter__()
+        """Stage all pieces while others arrive; False when the payload is not wanted any more."""
+        seen, turn, iterator = _Seen(), Turn(self._turns), pieces.__aiter__()
+        intake = Intake(
+            ticket.size_bytes,
+            lock,
+            lambda: self._staging(name, ticket),
+            lambda: self._still_wanted(name, ticket, seen),
+        )
         try:
             while (piece := await turn.next(iterator)) is not None:
-                if staging is not None:
-                    await ended(staging)
-                staging = await self._stage(name, ticket, lock, piece, seen)
-                del piece
-                if staging is None:
+                if not await intake.put(piece):
                     return False
+                del piece
+            return await intake.end()
         except BaseException:
-            if staging is not None:
-                await _settled(staging)
+            await intake.settle()
             raise
         finally:
             turn.end()
-        if staging is not None:
-            await ended(staging)
-        return True
-
-    async def _stage(
-        self, name: PayloadName, ticket: UploadTicket, lock: asyncio.Lock, piece: Piece, seen: _Seen
-    ) -> asyncio.Future[None] | None:
-        """Begin to stage a piece, holding the lock until it is; None when it is not wanted any more."""
-        await lock.acquire()
-        try:
-            if not await self._still_wanted(name, ticket, seen):
-                lock.release()
-                return None
-            staging = start_in_thread(_append, self._staging(name, ticket), ticket.size_bytes, piece)
-        except BaseException:
-            lock.release()
-            raise
-        staging.add_done_callback(lambda _: lock.release())
-        return staging
 
     async def _still_wanted(self, name: PayloadName, ticket: UploadTicket, seen: _Seen) -> bool:
         """Whether more bytes make sense; not when another stream with the same payload was faster."""
@@ -237,10 +219,10 @@ class Uploads:
     def _staging(self, name: PayloadName, ticket: UploadTicket) -> Staging:
         """Staged bytes of this very payload; those of another one by the same name are dropped."""
         earlier = self._staged.get(name)
-        if earlier is not None and earlier != ticket.sha256:
+        if earlier is not None and earlier != ticket.digest:
             self._blobs.staging(name.staging_id(earlier)).discard()
-        self._staged[name] = ticket.sha256
-        return self._blobs.staging(name.staging_id(ticket.sha256))
+        self._staged[name] = ticket.digest
+        return self._blobs.staging(name.staging_id(ticket.digest))
 
     async def _finish(
         self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, lock: asyncio.Lock
@@ -255,10 +237,10 @@ class Uploads:
                     hint=f"continue at offset {staging.size_bytes}",
                     context={"staged_bytes": str(staging.size_bytes)},
                 )
-            blob = await staging.commit(name.blob_key(ticket.sha256), ticket.size_bytes, ticket.sha256)
+            await self._check(name, ticket, expected, staging)
+            blob = await staging.commit(name.blob_key(ticket.digest), ticket.size_bytes, ticket.digest)
             self._staged.pop(name, None)
             try:
-                await self._checks.check(blob, expected)
                 if not await self._accept(name, ticket, expected, blob):
                     return UploadReceipt(blob.size_bytes, duplicate=True)
             except _REFUSALS:
@@ -266,6 +248,21 @@ class Uploads:
                 raise
             _log.info("upload accepted", federation=name.federation, agent=name.agent, kind=name.kind.value)
             return UploadReceipt(blob.size_bytes, duplicate=False)
+
+    async def _check(
+        self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, staging: Staging
+    ) -> None:
+        """Refuse bytes that are not what was announced and planned; the disk takes them meanwhile."""
+        await staging.verify(ticket.size_bytes, ticket.digest)
+        syncing = start_in_thread(staging.sync)
+        try:
+            await self._checks.check(staging.path, expected)
+        except _REFUSALS:
+            staging.discard()
+            self._staged.pop(name, None)
+            raise
+        finally:
+            await ended(syncing)
 
     async def _accept(self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, blob: Blob) -> bool:
         """Record the payload; False when it was recorded before, by a try whose outcome nobody learned."""
@@ -294,20 +291,3 @@ class Uploads:
         if not task.cancelled() and task.exception() is not None:
             # Retrieved here, so that an upload whose sender went away does not warn; the sender gets it otherwise.
             _log.info("upload refused", error=type(task.exception()).__name__)
-
-
-async def _settled(staging: asyncio.Future[None]) -> None:
-    """Wait for a piece that has begun, whatever becomes of the call; its error is not the one to tell."""
-    with contextlib.suppress(SheLoraError):
-        await ended(staging)
-
-
-def _append(staging: Staging, size_bytes: int, piece: Piece) -> None:
-    check_crc(piece.offset, piece.data, piece.crc32)
-    end = piece.offset + len(piece.data)
-    if end > size_bytes:
-        staging.discard()
-        raise SizeMismatch(
-            f"expected {size_bytes} bytes, got {end} or more", hint="send the payload again from its beginning"
-        )
-    staging.append(piece.offset, piece.data)

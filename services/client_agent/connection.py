@@ -184,8 +184,8 @@ class Connection:
             async with self._link.used() as link:
                 status = await call(link.rounds.GetUpload, question, timeout_s=_CALL_TIMEOUT_S)
                 if not status.complete:
-                    requests = self._upload_requests(header, upload.path, status.staged_bytes, report)
-                    await send_stream(link.rounds.Upload, requests, timeout_s=None)
+                    requests = _upload_requests(header, upload.path, status.staged_bytes, report)
+                    await send_stream(link.rounds.Upload, requests, timeout_s=None, when_asked=True)
 
         await self._retrying(attempt)
         report(1.0, "")
@@ -245,15 +245,6 @@ class Connection:
         await receive(parts, path, first.header.payload, offset)
         return received_from_proto(first.header, path)
 
-    async def _upload_requests(
-        self, header: aggregator_pb2.UploadHeader, path: Path, offset: int, report: Report
-    ) -> AsyncIterator[aggregator_pb2.UploadRequest]:
-        yield aggregator_pb2.UploadRequest(header=header)
-        size = max(1, header.payload.size_bytes)
-        for chunk in chunks(path, offset):
-            yield aggregator_pb2.UploadRequest(chunk=chunk)
-            report((chunk.offset + len(chunk.data)) / size, "")
-
     async def _download_chunks(
         self, stream: AsyncIterator[Any], size_bytes: int, report: Report
     ) -> AsyncIterator[types_pb2.Chunk]:
@@ -284,6 +275,16 @@ class Connection:
         old, self._link = self._link, _Link(self._aggregator, self._keymanager, self._files)
         log.info("certificate renewed, channels reopened")
         await old.retire()
+
+
+async def _upload_requests(
+    header: aggregator_pb2.UploadHeader, path: Path, offset: int, report: Report
+) -> AsyncIterator[aggregator_pb2.UploadRequest]:
+    yield aggregator_pb2.UploadRequest(header=header)
+    size = max(1, header.payload.size_bytes)
+    for chunk in chunks(path, offset):
+        yield aggregator_pb2.UploadRequest(chunk=chunk)
+        report((chunk.offset + len(chunk.data)) / size, "")
 
 
 async def _next(stream: AsyncIterator[Any], ended: asyncio.Event | None) -> Any:

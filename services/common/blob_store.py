@@ -24,12 +24,12 @@ class Blob:
     Attributes:
         key: relative path in the store.
         size_bytes: length.
-        sha256: digest of the content, 32 bytes.
+        digest: BLAKE3 digest of the content, 32 bytes.
     """
 
     key: str
     size_bytes: int
-    sha256: bytes
+    digest: bytes
 
 
 class BlobWriter(Protocol):
@@ -53,6 +53,11 @@ class Staging(Protocol):
     """The bytes of an upload that is not complete. One writer at a time."""
 
     @property
+    def path(self) -> Path:
+        """Local file of the staged bytes, for reading; it need not exist."""
+        ...
+
+    @property
     def size_bytes(self) -> int:
         """Bytes staged so far."""
         ...
@@ -61,7 +66,15 @@ class Staging(Protocol):
         """Add bytes at the end; they survive the death of the process as soon as this returns."""
         ...
 
-    async def commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
+    def sync(self) -> None:
+        """Make what is staged durable."""
+        ...
+
+    async def verify(self, expected_size: int, expected_digest: bytes) -> None:
+        """Check that the staged bytes are those that were announced."""
+        ...
+
+    async def commit(self, key: str, expected_size: int, expected_digest: bytes) -> Blob:
         """Check the staged bytes and turn them into a blob."""
         ...
 

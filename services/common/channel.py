@@ -134,13 +134,16 @@ async def receive_stream(method: Any, request: Any, *, timeout_s: float | None) 
         stream.cancel()
 
 
-async def send_stream(method: Any, requests: AsyncIterable[Any], *, timeout_s: float | None) -> Any:
+async def send_stream(
+    method: Any, requests: AsyncIterable[Any], *, timeout_s: float | None, when_asked: bool = False
+) -> Any:
     """Make a call whose request is a stream.
 
     Args:
         method: a stream-unary member of a stub.
         requests: the request messages; an exception in it cancels the call and is raised here as it is.
         timeout_s: longest time for the whole call in seconds.
+        when_asked: after the first message wait until the other side asks for the others, with its initial metadata.
 
     Returns:
         The response message; it may come before all requests are sent.
@@ -154,6 +157,8 @@ async def send_stream(method: Any, requests: AsyncIterable[Any], *, timeout_s: f
         async for message in requests:
             if not await _written(stream.write(message)):
                 break
+            if when_asked:
+                await stream.initial_metadata()
         else:
             await _written(stream.done_writing())
         return await stream

@@ -81,6 +81,11 @@ class DirectoryStaging:
         self._adopt = adopt
 
     @property
+    def path(self) -> Path:
+        """Local file of the staged bytes, for reading; it need not exist."""
+        return self._file
+
+    @property
     def size_bytes(self) -> int:
         """Bytes staged so far."""
         try:
@@ -119,13 +124,24 @@ class DirectoryStaging:
                 os.close(descriptor)
         self._area.note(self._file, offset, data)
 
-    async def commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
+    async def verify(self, expected_size: int, expected_digest: bytes) -> None:
+        """Check that the staged bytes are those that were announced; `commit` does so by itself.
+
+        Raises:
+            SizeMismatch: another length; the staging is discarded.
+            ChecksumMismatch: another digest; the staging is discarded.
+            StorageFull: the disk takes no more.
+        """
+        with full_disk_refused("upload"):
+            await in_thread(self._verified, expected_size, expected_digest)
+
+    async def commit(self, key: str, expected_size: int, expected_digest: bytes) -> Blob:
         """Check the staged bytes and turn them into a blob.
 
         Args:
             key: where.
             expected_size: length in bytes that the header announced.
-            expected_sha256: digest that the header announced, 32 bytes.
+            expected_digest: digest that the header announced, 32 bytes.
 
         Returns:
             The blob; its bytes are durable and the staging is gone.
@@ -136,33 +152,47 @@ class DirectoryStaging:
             StorageFull: the disk takes no more.
         """
         check_key(key)
-        return await in_thread(self._commit, key, expected_size, expected_sha256)
+        return await in_thread(self._commit, key, expected_size, expected_digest)
 
-    def _commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
+    def _commit(self, key: str, expected_size: int, expected_digest: bytes) -> Blob:
         with full_disk_refused("upload"):
-            self._sync()
-            measured = self._area.measured(self._file)
-            if measured.size_bytes != expected_size:
-                self.discard()
-                raise SizeMismatch(
-                    f"upload: expected {expected_size} bytes, got {measured.size_bytes}",
-                    hint="send the payload again from its beginning",
-                )
-            digest = measured.sha256()
-            if digest != expected_sha256:
-                self.discard()
-                raise ChecksumMismatch(
-                    f"upload: expected SHA-256 {expected_sha256.hex()[:16]}..., got {digest.hex()[:16]}...",
-                    hint="send the payload again from its beginning",
-                )
+            measured = self._verified(expected_size, expected_digest)
+            self.sync()
             blob = self._adopt(self._file, key, measured)
         self.discard()
         return blob
 
-    def _sync(self) -> None:
-        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600)
+    def _verified(self, expected_size: int, expected_digest: bytes) -> Sealing:
+        self._file.touch(mode=0o600)
+        measured = self._area.measured(self._file)
+        if measured.size_bytes != expected_size:
+            self.discard()
+            raise SizeMismatch(
+                f"upload: expected {expected_size} bytes, got {measured.size_bytes}",
+                hint="send the payload again from its beginning",
+            )
+        digest = measured.digest()
+        if digest != expected_digest:
+            self.discard()
+            raise ChecksumMismatch(
+                f"upload: expected digest {expected_digest.hex()[:16]}..., got {digest.hex()[:16]}...",
+                hint="send the payload again from its beginning",
+            )
+        return measured
+
+    def sync(self) -> None:
+        """Make what is staged durable; may run while more is appended.
+
+        Raises:
+            StorageFull: the disk takes no more.
+        """
         try:
-            os.fsync(descriptor)
+            descriptor = os.open(self._file, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            with full_disk_refused("upload"):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -45,6 +45,7 @@ class Failing:
     def __init__(self) -> None:
         self.error: BaseException = AssertionError("the test sets no error")
         self.closed = asyncio.Event()
+        self.asked = asyncio.Event()
         self.port = 0
 
     async def unary_unary(self, request: bytes, context: Any) -> bytes:
@@ -71,6 +72,14 @@ class Failing:
     async def answer_early(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         return await anext(aiter(requests))
 
+    async def ask(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        messages = aiter(requests)
+        first = await anext(messages)
+        await asyncio.sleep(0.2)
+        self.asked.set()
+        await context.send_initial_metadata(())
+        return b" ".join([first, *[message async for message in messages]])
+
     async def stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         async for request in requests:
             yield request
@@ -86,6 +95,7 @@ class Failing:
             "unary_stream_by_write": grpc.unary_stream_rpc_method_handler(self.unary_stream_by_write),
             "stream_unary": grpc.stream_unary_rpc_method_handler(self.stream_unary),
             "stream_stream": grpc.stream_stream_rpc_method_handler(self.stream_stream),
+            "ask": grpc.stream_unary_rpc_method_handler(self.ask),
             "answer_early": grpc.stream_unary_rpc_method_handler(self.answer_early),
             "abort": grpc.unary_unary_rpc_method_handler(self.abort),
         }
@@ -230,9 +240,20 @@ async def test_an_error_while_sending_cancels_the_call(channel: grpc.aio.Channel
         await send_stream(channel.stream_unary("/test.Failing/stream_unary"), requests(), timeout_s=10)
 
 
+async def test_a_sender_may_wait_until_it_is_asked(failing: Failing, channel: grpc.aio.Channel) -> None:
+    async def requests() -> AsyncIterator[bytes]:
+        yield b"first"
+        assert failing.asked.is_set()
+        yield b"second"
+
+    method: Any = channel.stream_unary("/test.Failing/ask")
+    assert await send_stream(method, requests(), timeout_s=10, when_asked=True) == b"first second"
+
+
+@pytest.mark.parametrize("when_asked", [False, True])
 @pytest.mark.parametrize("repetition", range(10))
 async def test_an_early_refusal_reaches_a_sender_that_still_sends(
-    failing: Failing, channel: grpc.aio.Channel, repetition: int
+    failing: Failing, channel: grpc.aio.Channel, repetition: int, when_asked: bool
 ) -> None:
     failing.error = errors.PayloadTooLarge("expected less")
 
@@ -240,18 +261,23 @@ async def test_an_early_refusal_reaches_a_sender_that_still_sends(
         for _ in range(2_000):
             yield bytes(65_536)
 
+    method: Any = channel.stream_unary("/test.Failing/stream_unary")
     with pytest.raises(errors.PayloadTooLarge, match="expected less"):
-        await send_stream(channel.stream_unary("/test.Failing/stream_unary"), requests(), timeout_s=30)
+        await send_stream(method, requests(), timeout_s=30, when_asked=when_asked)
 
 
+@pytest.mark.parametrize("when_asked", [False, True])
 @pytest.mark.parametrize("repetition", range(10))
-async def test_an_early_answer_reaches_a_sender_that_still_sends(channel: grpc.aio.Channel, repetition: int) -> None:
+async def test_an_early_answer_reaches_a_sender_that_still_sends(
+    channel: grpc.aio.Channel, repetition: int, when_asked: bool
+) -> None:
     async def requests() -> AsyncIterator[bytes]:
         yield b"first"
         for _ in range(2_000):
             yield bytes(65_536)
 
-    answer = await send_stream(channel.stream_unary("/test.Failing/answer_early"), requests(), timeout_s=30)
+    method: Any = channel.stream_unary("/test.Failing/answer_early")
+    answer = await send_stream(method, requests(), timeout_s=30, when_asked=when_asked)
     assert answer == b"first"
 
 

@@ -90,6 +90,10 @@ class MortalStaging:
         self._fate = fate
 
     @property
+    def path(self) -> Path:
+        return self._staging.path
+
+    @property
     def size_bytes(self) -> int:
         return self._staging.size_bytes
 
@@ -98,9 +102,19 @@ class MortalStaging:
         self._staging.append(offset, data)
         self._fate.pass_line()
 
-    async def commit(self, key: str, expected_size: int, expected_sha256: bytes) -> Blob:
+    def sync(self) -> None:
         self._fate.require_life()
-        blob = await self._staging.commit(key, expected_size, expected_sha256)
+        self._staging.sync()
+        self._fate.pass_line()
+
+    async def verify(self, expected_size: int, expected_digest: bytes) -> None:
+        self._fate.require_life()
+        await self._staging.verify(expected_size, expected_digest)
+        self._fate.pass_line()
+
+    async def commit(self, key: str, expected_size: int, expected_digest: bytes) -> Blob:
+        self._fate.require_life()
+        blob = await self._staging.commit(key, expected_size, expected_digest)
         self._fate.pass_line()
         return blob
 

@@ -45,7 +45,7 @@ async def server(tmp_path, revocations):
     url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
     await asyncio.to_thread(migrate, url, MIGRATIONS)
     database, blobs = Database(url), DirectoryBlobStore(tmp_path / "blobs")
-    service = AggregatorService(database, blobs, UploadChecks(blobs, WorkerPool(1)), SystemClock())
+    service = AggregatorService(database, blobs, UploadChecks(WorkerPool(1)), SystemClock())
     files = authority.issue(Role.AGGREGATOR, "aggregator")
     register = registration(service, blobs, revocations, silence_s=0.2)
     server = GrpcServer("127.0.0.1:0", server_credentials(files, require_client=True), register)

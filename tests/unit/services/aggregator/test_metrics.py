@@ -20,14 +20,15 @@ from support.updates import PARAMETERS, make_plan
 PLAN = make_plan([(10, 6)])
 
 
-async def test_checks_count_what_passes_and_what_is_refused(blobs, pool):
+async def test_checks_count_what_passes_and_what_is_refused(tmp_path, pool):
     registry = CollectorRegistry()
-    checks = MeasuredChecks(UploadChecks(blobs, pool), registry)
+    checks = MeasuredChecks(UploadChecks(pool), registry)
     expected = ExpectedPayload(PayloadKind.CIPHER, PLAN, PARAMETERS, blocks=1)
-    good = await blobs.write("good", [bytes(PARAMETERS.block_bytes)])
-    bad = await blobs.write("bad", [bytes(8)])
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_bytes(bytes(PARAMETERS.block_bytes))
+    bad.write_bytes(bytes(8))
 
-    await checks.check(good, expected)
+    assert await checks.check(good, expected) == PARAMETERS.block_bytes
     with pytest.raises(SizeMismatch):
         await checks.check(bad, expected)
 
@@ -62,7 +63,7 @@ async def test_federations_are_shown_and_a_lost_database_is_survived(tmp_path, b
     url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
     await asyncio.to_thread(migrate, url, MIGRATIONS)
     database, clock, registry = Database(url), FakeClock(), CollectorRegistry()
-    service = AggregatorService(database, blobs, UploadChecks(blobs, pool), clock)
+    service = AggregatorService(database, blobs, UploadChecks(pool), clock)
     await service.create_federation(FederationSpec("ward", 3, 3, 2, 1, PARAMETERS))
     gauges = FederationMetrics(service, registry, clock)
 

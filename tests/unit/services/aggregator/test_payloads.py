@@ -230,19 +230,20 @@ def test_residues_beyond_the_modulus_are_refused(tmp_path, monkeypatch, residue,
 
 
 @pytest.mark.parametrize("kind", [PayloadKind.PROJECTION, PayloadKind.AVERAGE])
-def test_kinds_that_are_made_here_cannot_be_uploaded(tmp_path, blobs, pool, kind):
+def test_kinds_that_are_made_here_cannot_be_uploaded(tmp_path, pool, kind):
     expected = ExpectedPayload(kind, PLAN, PARAMETERS)
     with pytest.raises(MalformedPayload, match="can only be fetched"):
         check(tmp_path, b"", expected)
     with pytest.raises(MalformedPayload):
-        UploadChecks(blobs, pool).size_limit_bytes(expected)
+        UploadChecks(pool).size_limit_bytes(expected)
 
 
-async def test_service_port_checks_blobs_and_bounds_sizes(blobs, pool):
-    checks = UploadChecks(blobs, pool)
-    factors = await blobs.write("factors", [saved()])
+async def test_service_port_checks_files_and_bounds_sizes(tmp_path, pool):
+    checks = UploadChecks(pool)
+    factors = tmp_path / "factors"
+    factors.write_bytes(saved())
 
-    await checks.check(factors, FACTORS)
+    assert await checks.check(factors, FACTORS) == len(saved())
     with pytest.raises(SizeMismatch):
         await checks.check(factors, CIPHER)
 

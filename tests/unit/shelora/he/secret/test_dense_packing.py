@@ -71,7 +71,7 @@ def test_the_largest_cohort(encryptor: Encryptor, decryptor: Decryptor) -> None:
 def test_noise_in_units_is_as_documented(encryptor: Encryptor, decryptor: Decryptor) -> None:
     """One ciphertext has a deviation of 0.08 units, four of 0.16: what four agents add up is nearly always exact.
 
-    Over 60 key pairs the share of wrong halves was 0.0043 with a deviation of 0.0002: the bounds are eight of those away.
+    Over 60 key pairs the share of wrong halves was 0.0043, deviation 0.0002: the bounds are eight of those off.
     """
     terms = np.random.default_rng(4).integers(-1000, 1000, (4, 20 * N)).astype(np.float64)
     found = open_sum(encryptor, decryptor, terms)
