@@ -48,6 +48,10 @@ def speed(
 def parity(
     out: Annotated[Path, typer.Option(help="Folder of records, report and plots.")] = Path("build/bench/parity"),
     seeds: Annotated[int, typer.Option(min=1, help="Repeat everything with so many seeds.")] = 3,
+    only: Annotated[
+        str | None,
+        typer.Option(help='Measure only units whose name contains this; report only complete studies ("routing").'),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
     publish: Annotated[
         bool, typer.Option("--publish", help="Also rewrite the accuracy part of docs/benchmarks.md and its plots.")
@@ -57,7 +61,7 @@ def parity(
     from bench.parity.runner import run  # heavy libraries only for the command that needs them
     from bench.parity.setting import Setting
 
-    run(out, fresh=fresh, publish=publish, setting=Setting(seeds=tuple(range(seeds))))
+    run(out, fresh=fresh, publish=publish, setting=Setting(seeds=tuple(range(seeds))), only=only)
 
 
 @app.command()

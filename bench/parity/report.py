@@ -20,21 +20,22 @@ CLOSE_POINTS: Final = 0.5
 BESIDE_PEERS_POINTS: Final = 1.0
 
 
-def render(result: Mapping[str, Any]) -> str:
-    """The whole report."""
+def render(generated: Mapping[str, str]) -> str:
+    """The report of generated sections."""
     titles = {
         "parity_run": "Run",
         "parity_claims": "Claims",
         "parity_accuracy": "Accuracy",
         "parity_beside": "Beside FlexLoRA, from the same trained adapters",
         "parity_dilution": "What cutting an average to an agent's rank takes",
+        "parity_routing": "The same with more classes",
     }
-    parts = [f"## {titles[name]}\n\n{text}" for name, text in sections(result).items()]
+    parts = [f"## {titles[name]}\n\n{text}" for name, text in generated.items()]
     return "# Accuracy parity\n\n" + "\n\n".join(parts) + "\n"
 
 
 def sections(result: Mapping[str, Any]) -> dict[str, str]:
-    """Generated text by section name."""
+    """Generated text of the main study, by section name."""
     records = list(chain.from_iterable(result["records"].values()))
     return {
         "parity_run": run(result),
@@ -152,6 +153,40 @@ def dilution(records: Sequence[Record], split: str) -> str:
     head = ["round", *(f"cut to {rank}, %" for rank in ranks), "not cut, %", "residual kept, %"]
     tail = f"Adapters exported after the last round with the residual kept, %: {', '.join(exported)}."
     return f"{markdown(head, rows)}\n\n{tail}"
+
+
+def routing(result: Mapping[str, Any]) -> str:
+    """The study of rank dilution alone: what was run, accuracy by round, accuracy after the last one."""
+    records = list(chain.from_iterable(result["records"].values()))
+    parts = [run(result)]
+    for split, concentration in result["stamp"]["setting"]["concentrations"].items():
+        parts.append(f"Split: {split} (Dirichlet, {concentration:g}); mean over seeds.")
+        parts += [dilution(records, split), "After the last round (± over seeds):", by_rank(records, split)]
+    return "\n\n".join(parts)
+
+
+def by_rank(records: Sequence[Record], split: str) -> str:
+    """Accuracy after the last round of the exact method and with the residual kept, and what the latter gains."""
+    final = final_models(records)
+    exact, kept = (choose(final, method=name, split=split) for name in (Ours.name, OursKeeping.name))
+    exported = choose(records, method=OursKeeping.name, split=split, exported=True)
+    ranks, rows = values(exact, "rank"), []
+    for name, found in (("exact", exact), ("residual kept", kept), ("residual kept, exported", exported)):
+        rows.append(
+            [f"{name}, %", *(with_deviation(choose(found, rank=rank)) for rank in ranks), with_deviation(found)]
+        )
+    gains = [gain(choose(exact, rank=rank), choose(kept, rank=rank)) for rank in ranks]
+    rows.append(["gain of keeping, points", *gains, gain(exact, kept)])
+    return markdown(["", *(f"rank {rank}" for rank in ranks), "all agents"], rows)
+
+
+def gain(before: Sequence[Record], after: Sequence[Record]) -> str:
+    """Points gained with the same seeds, mean and standard deviation over them."""
+    pairs = [
+        [mean(choose(found, seed=seed), "accuracy") for found in (before, after)] for seed in values(after, "seed")
+    ]
+    found = [100 * (two - one) for one, two in pairs if one is not None and two is not None]
+    return f"{np.mean(found):+.1f} ± {np.std(found):.1f}" if found else "-"
 
 
 def final_models(records: Sequence[Record]) -> list[Record]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from functools import cache
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,48 +13,99 @@ from rich.console import Console
 
 from bench.pages import fill
 from bench.parity import plots, report
-from bench.parity.corpus import load_corpus
+from bench.parity.corpus import Corpus, load_corpus, read_corpus
 from bench.parity.exchange import draw_keys
 from bench.parity.lab import Lab
 from bench.parity.scenarios import Study, units
-from bench.parity.setting import Setting
+from bench.parity.setting import SKEWED, Setting
 from bench.plots import draw_all
-from bench.runner import Result, measure
+from bench.runner import Result, Unit, measure
 from bench.sources import ROOT, fingerprint
 from services.common.files import write_atomically
 
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 _PREFIX: Final = "parity_"
+_ROUTING: Final = "routing"
+_ROUTING_METHODS: Final = ("exact", "keeping")
 _SOURCES: Final = Path(__file__).parent
 _AGENT: Final = ROOT / "services" / "client_agent"
+_MESSAGES: Final = ROOT / "examples" / "data"
 
 
-def run(out: Path, *, fresh: bool, publish: bool = False, setting: Setting | None = None) -> Result:
-    """Measure every unit that has no records yet, then write report, plots and, when asked, the published page."""
-    console, chosen, corpus = Console(), setting or Setting(), load_corpus()
+def run(
+    out: Path, *, fresh: bool, publish: bool = False, setting: Setting | None = None, only: str | None = None
+) -> None:
+    """Measure every unit that has no records yet, then write report, plots and, when asked, the published page.
+
+    Args:
+        out: folder of records, report and plots.
+        fresh: measure again what an earlier run has measured.
+        publish: also rewrite docs/benchmarks.md and its plots.
+        setting: what is trained; the study of routing messages takes its seeds and its training too.
+        only: measure units whose name contains this; only a study that was measured whole is reported and published.
+    """
+    console, chosen = Console(), setting or Setting()
+    measured = partial(_measure, only=only or "", fresh=fresh, console=console)
+    main = measured("parity", out, load_corpus(), chosen)
+    routing = measured(_ROUTING, out / _ROUTING, _read_messages(), routing_setting(chosen))
+    generated = report.sections(main) if main else {}
+    if routing:
+        generated = {**generated, f"{_PREFIX}{_ROUTING}": report.routing(routing)}
+    if generated:
+        folder = out if main else out / _ROUTING
+        write_atomically(folder / "report.md", report.render(generated).encode())
+        drawn = draw_all(plots.draws(main["records"]), folder) if main else []
+        console.print(f"report: {folder / 'report.md'}, {len(drawn)} plots", highlight=False)
+    if generated and publish:
+        prefix = _PREFIX if main else f"{_PREFIX}{_ROUTING}"
+        write_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), generated, prefix).encode())
+        if main:
+            draw_all(plots.draws(main["records"]), PAGE.parent / "plots", suffixes=("svg",))
+        console.print(f"published: {PAGE}", highlight=False)
+
+
+def routing_setting(setting: Setting) -> Setting:
+    """The main study's training, on the skewed split alone."""
+    return replace(setting, concentrations={SKEWED: Setting().concentrations[SKEWED]})
+
+
+def study_units(name: str, setting: Setting, study: Callable[[], Study]) -> dict[str, Unit]:
+    """Units of a study by name; those of the study of routing messages begin with its name."""
+    found: dict[str, Unit] = dict(units(setting, study))
+    if name != _ROUTING:
+        return found
+    return {f"{name}-{unit}": work for unit, work in found.items() if unit.split("-")[0] in _ROUTING_METHODS}
+
+
+def _measure(
+    name: str, out: Path, corpus: Corpus, setting: Setting, *, only: str, fresh: bool, console: Console
+) -> Result | None:
+    """Measure the units of a study that are asked for; None unless these are all."""
     threads = len(os.sched_getaffinity(0))
 
     @cache
     def study() -> Study:
-        return Study(chosen, corpus, out / "work", Lab(corpus, chosen, threads), draw_keys(threads))
+        return Study(setting, corpus, out / "work", Lab(corpus, setting, threads), draw_keys(threads))
 
     # A unit's name holds its seed: a run with more seeds keeps what fewer have measured.
     stamp = {
         "version": fingerprint(_decisive()),
         "corpus": corpus.name,
         "texts": [len(corpus.train), len(corpus.test)],
-        "setting": {name: value for name, value in _plain(asdict(chosen)).items() if name != "seeds"},
+        "setting": {key: value for key, value in _plain(asdict(setting)).items() if key != "seeds"},
     }
-    result = measure("parity", units(chosen, study), out, stamp=stamp, fresh=fresh, console=console)
-    write_atomically(out / "report.md", report.render(result).encode())
-    drawn = draw_all(plots.draws(result["records"]), out)
-    console.print(f"report: {out / 'report.md'}, {len(drawn)} plots, figures: {out / 'parity.json'}", highlight=False)
-    if publish:
-        generated = report.sections(result)
-        write_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), generated, _PREFIX).encode())
-        draw_all(plots.draws(result["records"]), PAGE.parent / "plots", suffixes=("svg",))
-        console.print(f"published: {PAGE}", highlight=False)
-    return result
+    whole = study_units(name, setting, study)
+    chosen = {unit: work for unit, work in whole.items() if only in unit}
+    if not chosen:
+        return None
+    result = measure(name, chosen, out, stamp=stamp, fresh=fresh, console=console)
+    return result if chosen == whole else None
+
+
+def _read_messages() -> Corpus:
+    """The demonstration's messages, whether or not there are reviews."""
+    read = read_corpus("routing messages", _MESSAGES / "routing_train.jsonl", _MESSAGES / "routing_test.jsonl")
+    return replace(read, name=f"routing messages of {len(read.labels)} classes")
 
 
 def _decisive() -> list[Path]:

@@ -39,7 +39,7 @@ def test_every_unit_yields_flat_records_and_the_report_names_every_method(record
         "machine": {"cores": 1, "processor": "some", "memory_bytes": 2**30, "system": "Linux", "python": "3",
                     "numpy": "2", "torch": "2", "grpcio": "1", "openfhe": "1"},
     }  # fmt: skip
-    text = report.render(result)
+    text = report.render(report.sections(result))
     assert all(kind.name in text for kind in METHODS.values())
     figure, axes = plt.subplots()
     for draw in plots.draws(records).values():
