@@ -27,7 +27,7 @@ def machine_sentence(machine: dict[str, Any]) -> str:
     """One sentence for reports."""
     libraries = ", ".join(f"{name} {machine[name]}" for name in _LIBRARIES)
     return (
-        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{machine['cores']} {'core' if machine['cores'] == 1 else 'cores'} ({machine['processor']}), {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"{machine['system']}, Python {machine['python']}, {libraries}."
     )
 
