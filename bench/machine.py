@@ -26,8 +26,9 @@ def describe_machine() -> dict[str, Any]:
 def machine_sentence(machine: dict[str, Any]) -> str:
     """One sentence for reports."""
     libraries = ", ".join(f"{name} {machine[name]}" for name in _LIBRARIES)
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     return (
-        f"{machine['cores']} {'core' if machine['cores'] == 1 else 'cores'} ({machine['processor']}), {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{cores} ({machine['processor']}), {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"{machine['system']}, Python {machine['python']}, {libraries}."
     )
 
