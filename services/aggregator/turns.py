@@ -9,7 +9,7 @@ from typing import Final
 from services.aggregator.domain import Piece
 
 STREAMS: Final = 8
-"""Uploads whose bytes are read at the same time; others wait with what the transport holds of them."""
+"""Uploads whose bytes are read at the same time; the senders of others wait until they are asked to begin."""
 
 _TURN_S: Final = 0.25
 

@@ -159,6 +159,7 @@ async def send_stream(
                 break
             if when_asked:
                 await stream.initial_metadata()
+                when_asked = False
         else:
             await _written(stream.done_writing())
         return await stream

@@ -65,11 +65,11 @@ class StagingArea:
         self._sealings[file] = sealing
 
     def measured(self, file: Path) -> Sealing:
-        """Digest of the whole file, without reading it when its bytes went by this process."""
+        """Digest of the whole file, read once at most, and not at all when its bytes went by this process."""
         sealing = self._sealings.get(file)
-        if sealing is not None and sealing.size_bytes == file.stat().st_size:
-            return sealing
-        return measure(file, self._key)
+        if sealing is None or sealing.size_bytes != file.stat().st_size:
+            sealing = self._sealings[file] = measure(file, self._key)
+        return sealing
 
 
 class DirectoryStaging:

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common import staging as staging_area
 from services.common.blobs import Blob, BlobStore, DirectoryBlobStore, check_key
 from services.common.digests import digest_of
-from services.common.seals import PIECE_BYTES
+from services.common.seals import PIECE_BYTES, Sealing, SealKey, measure
 from shelora.errors import (
     ChecksumMismatch,
     InvalidIdentifier,
@@ -152,6 +153,24 @@ async def test_a_staged_upload_continues_and_becomes_a_blob(store: BlobStore, re
     assert blob == Blob("fed/blob", 6, digest(b"abcdef"))
     await store.verify(blob)
     assert staging.size_bytes == 0
+
+
+async def test_what_another_process_staged_is_read_once(
+    store: BlobStore, reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.staging("a").append(0, b"abc")
+    again = reopen().staging("a")
+    read: list[Path] = []
+
+    def measured(path: Path, key: SealKey) -> Sealing:
+        read.append(path)
+        return measure(path, key)
+
+    monkeypatch.setattr(staging_area, "measure", measured)
+    await again.verify(3, digest(b"abc"))
+    again.sync()
+    await again.commit("key", 3, digest(b"abc"))
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("offset", [0, 2, 4])
