@@ -19,6 +19,7 @@ import safetensors.numpy
 from bench.aggregator.stage import FEDERATION, Server, Stage
 from services.client_agent.connection import Connection
 from services.client_agent.domain import PayloadKind, Registration, Signature, Upload, View
+from services.common.digests import digest_of_file
 from services.common.identity import Role
 from services.operators.client import FederationClient
 from services.operators.domain import FederationSpec
@@ -148,7 +149,8 @@ class SyntheticAgent:
         target = folder / f"projection-{self.connection.name}"
         received = await self.connection.download(PayloadKind.PROJECTION, target, silent, round_number=round_number)
         target.unlink()
-        return Upload(PayloadKind.CIPHER, self._cipher, round_number, view.plan, received.layout_digest)
+        digest = digest_of_file(self._cipher)
+        return Upload(PayloadKind.CIPHER, self._cipher, round_number, view.plan, received.layout_digest, digest=digest)
 
 
 def silent(_fraction: float, _detail: str) -> None:

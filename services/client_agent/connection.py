@@ -30,7 +30,7 @@ from services.common.enrolment import Enrolment, ensure_identity, renew_forever
 from services.common.keymanager_client import FetchedEpoch, KeyManagerClient
 from services.common.retry import retrying
 from services.common.tls import IdentityFiles, channel_credentials
-from services.common.transfer import chunks, payload_header, receive, received_bytes
+from services.common.transfer import CHUNK_BYTES, chunks, payload_header, receive, received_bytes
 from services.common.versions import check_peer_version
 from shelora.errors import (
     ChecksumMismatch,
@@ -44,6 +44,10 @@ from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+LONG_BYTES = 4 << 20
+"""Payloads of this length and more are sent over a connection of their own."""
+
 _CALL_TIMEOUT_S = 30.0
 _SILENCE_S = 60.0
 _LONGEST_WAIT_S = 5.0
@@ -53,8 +57,9 @@ class _Link:
     """Channels to both services under one certificate; retired by a renewal, closed once nobody uses it."""
 
     def __init__(self, aggregator: str, keymanager: str, files: IdentityFiles) -> None:
-        credentials = channel_credentials(files)
-        self._channels = (open_channel(aggregator, credentials), open_channel(keymanager, credentials))
+        self._aggregator = aggregator
+        self._credentials = channel_credentials(files)
+        self._channels = tuple(open_channel(address, self._credentials) for address in (aggregator, keymanager))
         self.rounds = aggregator_pb2_grpc.RoundServiceStub(self._channels[0])
         self.federations = aggregator_pb2_grpc.FederationServiceStub(self._channels[0])
         self.keys = KeyManagerClient(self._channels[1])
@@ -70,6 +75,22 @@ class _Link:
         finally:
             self._users -= 1
             await self._close_if_idle()
+
+    @contextlib.asynccontextmanager
+    async def rounds_for(self, size_bytes: int) -> AsyncIterator[aggregator_pb2_grpc.RoundServiceStub]:
+        """Where to send a payload: a long one gets a connection of its own, closed afterwards.
+
+        The aggregator's transport keeps a connection's receive buffer as large as its traffic once was, about 1 MB
+        after a long upload; thousands of connections that wait for the next round would hold thousands of them.
+        """
+        if size_bytes < LONG_BYTES:
+            yield self.rounds
+            return
+        channel = open_channel(self._aggregator, self._credentials)
+        try:
+            yield aggregator_pb2_grpc.RoundServiceStub(channel)
+        finally:
+            await channel.close()
 
     async def retire(self) -> None:
         """Let the calls in flight finish, then close."""
@@ -176,16 +197,16 @@ class Connection:
 
     async def upload(self, upload: Upload, report: Report) -> int:
         """Send a payload to the end, resuming where it stopped; returns its bytes."""
-        payload = await asyncio.to_thread(payload_header, upload.path)
+        payload = await asyncio.to_thread(payload_header, upload.path, upload.digest)
         header = upload_to_proto(self._federation, upload, payload)
 
         async def attempt() -> None:
             question = aggregator_pb2.GetUploadRequest(header=header)
-            async with self._link.used() as link:
-                status = await call(link.rounds.GetUpload, question, timeout_s=_CALL_TIMEOUT_S)
+            async with self._link.used() as link, link.rounds_for(payload.size_bytes) as rounds:
+                status = await call(rounds.GetUpload, question, timeout_s=_CALL_TIMEOUT_S)
                 if not status.complete:
                     requests = _upload_requests(header, upload.path, status.staged_bytes, report)
-                    await send_stream(link.rounds.Upload, requests, timeout_s=None, when_asked=True)
+                    await send_stream(rounds.Upload, requests, timeout_s=None, when_asked=True)
 
         await self._retrying(attempt)
         report(1.0, "")
@@ -284,7 +305,7 @@ async def _upload_requests(
     size = max(1, header.payload.size_bytes)
     for chunk in chunks(path, offset):
         yield aggregator_pb2.UploadRequest(chunk=chunk)
-        report((chunk.offset + len(chunk.data)) / size, "")
+        report(min(size, chunk.offset + CHUNK_BYTES) / size, "")
 
 
 async def _next(stream: AsyncIterator[Any], ended: asyncio.Event | None) -> Any:

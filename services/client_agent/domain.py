@@ -111,7 +111,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Upload:
-    """A payload on disk that waits to be sent; the same file gives the same bytes after a restart."""
+    """A payload on disk that waits to be sent; the same file gives the same bytes after a restart.
+
+    `digest` is that of the file's bytes where whoever wrote them took it on the way; without, the file is read for it.
+    """
 
     kind: PayloadKind
     path: Path
@@ -120,6 +123,7 @@ class Upload:
     layout_digest: bytes = b""
     examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    digest: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from services.client_agent.kit import Kit, agreed_layout
 from services.client_agent.priorities import ColumnPriorities
 from services.client_agent.round import LocalUpdate, cipher_values, factor_tensors, local_update
 from services.client_agent.state import load_tensors, write_file, write_tensors
+from services.common.digests import digest_of
 from shelora.errors import StalePlan, StoredBytesCorrupt
 from shelora.plan import Plan, SlotLayout
 
@@ -89,15 +90,18 @@ class RoundWorker:
         )
         layout = agreed_layout(plan, answer)
         marker = {"layout_digest": layout.digest().hex()}
+        digest = b""
         fresh = not path.exists() or kit.state.read_json(path.with_suffix(".json")) != marker
         if fresh:
             values = await self._values(saved[0], plan, keys, number, answer, layout)
-            await self._encrypt(keys, number, values, path)
+            digest = await self._encrypt(keys, number, values, path)
             kit.state.write_json(path.with_suffix(".json"), marker)
             kit.figures.add(number, seconds_encrypt=kit.clock.monotonic_s() - started)
         kit.figures.add(number, projection_bytes_down=answer.size_bytes)
         encrypted = kit.clock.monotonic_s()
-        sent = await self._send(Upload(PayloadKind.CIPHER, path, number, plan, layout.digest()), "cipher")
+        sent = await self._send(
+            Upload(PayloadKind.CIPHER, path, number, plan, layout.digest(), digest=digest), "cipher"
+        )
         if fresh:
             self._remember_upload_rate(sent, kit.clock.monotonic_s() - encrypted)
         kit.board.begin(Activity.WAITING, "waiting for the average")
@@ -143,7 +147,8 @@ class RoundWorker:
             lambda: cipher_values(update, orders, kit.columns, load_tensors(answer.path), answer.weight, layout)
         )
 
-    async def _encrypt(self, keys: EpochKeys, number: int, values: Float64, path: Path) -> None:
+    async def _encrypt(self, keys: EpochKeys, number: int, values: Float64, path: Path) -> bytes:
+        """Write the ciphertext; answers the digest of its bytes."""
         kit = self._kit
         report = kit.board.begin(Activity.ENCRYPTING, f"{values.size:,} values")
         total = keys.parameters.blocks_for(values.size)
@@ -152,7 +157,9 @@ class RoundWorker:
             lambda: keys.encryptor.encrypt(values, lambda done: report(done / total, f"block {done} of {total}"))
         )
         kit.figures.add(number, seconds_he_encrypt=kit.clock.monotonic_s() - started, cipher_blocks=len(blocks))
-        await kit.blocking.run(lambda: write_file(path, blocks.view(np.uint8).data))
+        data = blocks.view(np.uint8).data
+        await kit.blocking.run(lambda: write_file(path, data))
+        return await kit.blocking.run(lambda: digest_of(data))
 
     async def _send(self, upload: Upload, name: str) -> int:
         """Upload and keep the figures, also when the next view comes before the answer."""

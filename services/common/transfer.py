@@ -126,11 +126,11 @@ def check_crc(offset: int, data: bytes, crc32: int) -> None:
         )
 
 
-def payload_header(source: Path | bytes) -> types_pb2.PayloadHeader:
-    """Length and digest of a payload or of the file that holds it; reads the whole of it."""
+def payload_header(source: Path | bytes, digest: bytes = b"") -> types_pb2.PayloadHeader:
+    """Length and digest of a payload or of the file that holds it; reads the whole of it unless the digest is known."""
     if isinstance(source, bytes):
-        return types_pb2.PayloadHeader(size_bytes=len(source), digest=digest_of(source))
-    return types_pb2.PayloadHeader(size_bytes=source.stat().st_size, digest=digest_of_file(source))
+        return types_pb2.PayloadHeader(size_bytes=len(source), digest=digest or digest_of(source))
+    return types_pb2.PayloadHeader(size_bytes=source.stat().st_size, digest=digest or digest_of_file(source))
 
 
 def check_header(header: types_pb2.PayloadHeader, limit_bytes: int = MAX_PAYLOAD_BYTES) -> None:

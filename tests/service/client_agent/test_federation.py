@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 from services.client_agent.adapter import AdapterState
 from services.client_agent.connection import Connection, connect
-from services.client_agent.domain import Activity, Registration
+from services.client_agent.domain import Activity, PayloadKind, Registration, Upload
 from services.client_agent.state import AgentState, load_tensors
+from services.common.channel import open_channel
 from services.common.clock import SystemClock
 from services.common.identity import Role
 from shelora.errors import (
@@ -23,6 +24,7 @@ from shelora.errors import (
     FederationEnded,
     InvalidConfiguration,
     InvalidPlan,
+    MalformedPayload,
     ModelMismatch,
     RoleDenied,
     SheLoraError,
@@ -31,7 +33,7 @@ from shelora.errors import (
     UnknownRound,
 )
 from shelora.plan import Packing, cipher_bytes
-from shelora.rounds import FederationState, RoundPhase
+from shelora.rounds import AgentTask, FederationState, RoundPhase
 from support.deployment import Deployment, JumpingClock, until, until_seen
 from support.keymanager import FEDERATION
 from support.linear_trainer import SHAPES, signature
@@ -317,3 +319,40 @@ async def test_an_agent_whose_renewal_is_refused_ends(deployment):
     with pytest.raises(AgentRevoked):
         await asyncio.wait_for(running.life, 30)
     assert "revoked" in running.agent.board.status.last_error
+
+
+async def test_long_payloads_have_a_connection_of_their_own(deployment, monkeypatch, tmp_path):
+    """The aggregator holds a connection's receive buffer as long as the connection, about 1 MB after a long upload."""
+    opened, closed = [], []
+
+    def opening(address, *arguments):
+        channel = open_channel(address, *arguments)
+        opened.append(address)
+
+        async def closing():
+            closed.append(address)
+            await type(channel).close(channel)
+
+        monkeypatch.setattr(channel, "close", closing)
+        return channel
+
+    monkeypatch.setattr("services.client_agent.connection.open_channel", opening)
+    monkeypatch.setattr("services.client_agent.connection.LONG_BYTES", 1000)
+    await deployment.create(target_agents=2)
+    async with contextlib.AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(await connection_of(deployment, name)) for name in ("agent-0", "agent-1")
+        ]
+        for connection in (one, other):
+            await connection.register(registration(deployment))
+        view = await anext(one.watch())
+        assert view.task is AgentTask.FACTORS
+        assert view.plan is not None
+        shared = len(opened)
+        for size, more in ((999, 0), (1000, 1)):
+            payload = tmp_path / f"{size}"
+            payload.write_bytes(bytes(size))
+            with pytest.raises(MalformedPayload):
+                await one.upload(Upload(PayloadKind.FACTORS, payload, 1, view.plan, examples=10), lambda *_: None)
+            assert len(opened) - shared == len(closed) == more
+        assert opened[-1] == closed[-1] == deployment.aggregator_address
