@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from services.aggregator.domain import Piece
+from services.aggregator.ports import Arriving
 from services.common.blobs import Staging
 from services.common.threads import ended, start_in_thread
 from services.common.transfer import check_crc
@@ -29,6 +30,7 @@ class Intake:
         lock: held while pieces are staged, so that streams of the same payload do not mix.
         staging: gives the staged bytes; asked with the lock held.
         wanted: whether more bytes make sense; asked with the lock held.
+        arriving: looks at what has been staged.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class Intake:
         lock: asyncio.Lock,
         staging: Callable[[], Staging],
         wanted: Callable[[], Awaitable[bool]],
+        arriving: Arriving,
     ) -> None:
         self._size_bytes = size_bytes
         self._lock = lock
         self._staging = staging
         self._wanted = wanted
+        self._arriving = arriving
         self._backlog: deque[Piece] = deque()
         self._unsynced = 0
         self._appending: asyncio.Future[None] | None = None
@@ -116,4 +120,5 @@ class Intake:
                     hint="send the payload again from its beginning",
                 )
             staging.append(piece.offset, piece.data)
+            self._arriving.add(piece.offset, piece.data)
             self._unsynced += len(piece.data)

@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.aggregator.domain import UPLOAD_KINDS, BasisResult, CohortMember, ExpectedPayload
-from services.aggregator.ports import Compute, PayloadChecks
+from services.aggregator.ports import Arriving, Compute, PayloadChecks
 from services.common.blobs import Blob
 from services.common.clock import Clock
 from services.common.metrics import bytes_counter, seconds_histogram, watch_certificates, watch_disk
@@ -83,9 +83,12 @@ class MeasuredChecks:
     def size_limit_bytes(self, expected: ExpectedPayload) -> int:
         return self._checks.size_limit_bytes(expected)
 
-    async def check(self, path: Path, expected: ExpectedPayload) -> int:
+    def arriving(self, expected: ExpectedPayload) -> Arriving:
+        return self._checks.arriving(expected)
+
+    async def check(self, path: Path, expected: ExpectedPayload, good_bytes: int = 0) -> int:
         try:
-            size_bytes = await self._checks.check(path, expected)
+            size_bytes = await self._checks.check(path, expected, good_bytes)
         except SheLoraError as error:
             self._refused.labels(expected.kind.value, error.code).inc()
             raise

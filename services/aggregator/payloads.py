@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.aggregator.domain import ExpectedPayload, PayloadKind
-from services.aggregator.residue_sums import check_ciphertext
+from services.aggregator.ports import Arriving
+from services.aggregator.residue_sums import ArrivingResidues, check_ciphertext
 from services.aggregator.tensors import (
     FLOAT32,
     INT64,
@@ -36,6 +37,18 @@ RIGHT_TOLERANCE: Final = 1e-3
 
 MAX_SCORE_BITS: Final = 40
 """Order-preserving scores are below 2 to this power."""
+
+
+_CIPHERTEXTS: Final = frozenset({PayloadKind.CIPHER, PayloadKind.SENSITIVITY})
+
+
+class Unread:
+    """Leaves everything to be checked in the end."""
+
+    good_bytes = 0
+
+    def add(self, _offset: int, _data: bytes) -> None:
+        """Look at nothing."""
 
 
 def factors_specs(plan: Plan, rank: int, columns: Sequence[int]) -> list[TensorSpec]:
@@ -82,17 +95,28 @@ class UploadChecks:
         _require_ciphertext(expected)
         return expected.blocks * expected.parameters.block_bytes
 
-    async def check(self, path: Path, expected: ExpectedPayload) -> int:
-        """Parse and validate a whole file; answers its bytes.
+    def arriving(self, expected: ExpectedPayload) -> Arriving:
+        """What looks at such a payload while it comes; only ciphertext makes sense before it is whole."""
+        if expected.kind in _CIPHERTEXTS:
+            return ArrivingResidues(expected.parameters.modulus)
+        return Unread()
+
+    async def check(self, path: Path, expected: ExpectedPayload, good_bytes: int = 0) -> int:
+        """Parse and validate a file; answers its bytes.
+
+        Args:
+            path: the file.
+            expected: what it has to be.
+            good_bytes: length of the beginning that was found right while it came.
 
         Raises:
             MalformedInput: a subclass that says what was expected and what came.
         """
-        return await self._pool.run(check_payload, path, expected)
+        return await self._pool.run(check_payload, path, expected, good_bytes)
 
 
-def check_payload(path: Path, expected: ExpectedPayload) -> int:
-    """Parse and validate a payload in a file; answers its bytes.
+def check_payload(path: Path, expected: ExpectedPayload, good_bytes: int = 0) -> int:
+    """Parse and validate a payload in a file; answers its bytes. See `UploadChecks.check`.
 
     Raises:
         MalformedPayload: not the announced format, or other tensors than the plan's.
@@ -105,12 +129,12 @@ def check_payload(path: Path, expected: ExpectedPayload) -> int:
         _check_votes(path, expected)
     else:
         _require_ciphertext(expected)
-        check_ciphertext(path, expected.blocks, expected.parameters)
+        check_ciphertext(path, expected.blocks, expected.parameters, good_bytes)
     return path.stat().st_size
 
 
 def _require_ciphertext(expected: ExpectedPayload) -> None:
-    if expected.kind not in {PayloadKind.CIPHER, PayloadKind.SENSITIVITY}:
+    if expected.kind not in _CIPHERTEXTS:
         raise MalformedPayload(
             f"payload: expected sensitivity, votes, factors or cipher to be uploaded, got {expected.kind.value}",
             hint="the other kinds are made here and can only be fetched",

@@ -49,6 +49,20 @@ class Compute(Protocol):
         ...
 
 
+class Arriving(Protocol):
+    """Looks at a payload while it comes.
+
+    Attributes:
+        good_bytes: length of its beginning that need not be checked again.
+    """
+
+    good_bytes: int
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Look at bytes that have just been staged; in a thread, never twice at once."""
+        ...
+
+
 class PayloadChecks(Protocol):
     """Decides whether uploaded bytes are what the plan says."""
 
@@ -56,6 +70,13 @@ class PayloadChecks(Protocol):
         """Most bytes such a payload can have; announced sizes beyond it are refused before any byte is taken."""
         ...
 
-    async def check(self, path: Path, expected: ExpectedPayload) -> int:
-        """Parse and validate a whole file, answer its bytes; raises a MalformedInput subclass that says why."""
+    def arriving(self, expected: ExpectedPayload) -> Arriving:
+        """What looks at such a payload while it comes."""
+        ...
+
+    async def check(self, path: Path, expected: ExpectedPayload, good_bytes: int = 0) -> int:
+        """Parse and validate a file, answer its bytes; raises a MalformedInput subclass that says why.
+
+        The first `good_bytes` bytes were found right while they came.
+        """
         ...

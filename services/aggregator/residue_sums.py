@@ -29,13 +29,38 @@ OPEN_FILES: Final = 64
 _RESIDUE: Final = np.dtype("<u8")
 
 
-def check_ciphertext(path: Path, blocks: int, parameters: CkksParameters) -> None:
+class ArrivingResidues:
+    """Looks at a ciphertext while it comes, so that its file need not be read again.
+
+    Args:
+        modulus: q.
+
+    Attributes:
+        good_bytes: length of the beginning in which every residue is below q. It grows no more from where one is not,
+            or where bytes were missed or came in cuts through a residue.
+    """
+
+    def __init__(self, modulus: int) -> None:
+        self.good_bytes = 0
+        self._modulus = np.uint64(modulus)
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Look at the bytes at this position."""
+        if offset != self.good_bytes or len(data) % _RESIDUE.itemsize:
+            return
+        if np.frombuffer(data, dtype=_RESIDUE).max() >= self._modulus:
+            return
+        self.good_bytes += len(data)
+
+
+def check_ciphertext(path: Path, blocks: int, parameters: CkksParameters, good_bytes: int = 0) -> None:
     """Check an uploaded ciphertext vector.
 
     Args:
         path: the file.
         blocks: exact number of blocks wanted.
         parameters: parameter set of the key epoch.
+        good_bytes: length of the beginning that was checked while it came; see `ArrivingResidues`.
 
     Raises:
         SizeMismatch: another length.
@@ -50,7 +75,7 @@ def check_ciphertext(path: Path, blocks: int, parameters: CkksParameters) -> Non
     step = max(1, READ_BYTES // parameters.block_bytes) * parameters.block_bytes
     buffer = memoryview(bytearray(min(size, step)))
     with path.open("rb", buffering=0) as file:
-        for start in range(0, size, step):
+        for start in range(good_bytes // step * step, size, step):
             part = buffer[: min(step, size - start)]
             _fill(file.fileno(), part, start, path)
             check_residues(as_blocks(part, parameters), parameters)

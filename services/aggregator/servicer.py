@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias, TypeVar, cast
@@ -19,6 +18,7 @@ from services.aggregator.service import AggregatorService
 from services.common.blobs import Blob, BlobStore
 from services.common.codec import parameters_from_proto
 from services.common.identity import Identity, Role, require_role
+from services.common.patience import Patience
 from services.common.transfer import check_order, chunks
 from services.common.versions import check_peer_version, own_version
 from shelora.errors import MalformedPayload, Unavailable, UnknownBlob
@@ -175,22 +175,21 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     async def Upload(
         self, _requests: AsyncIterator[aggregator_pb2.UploadRequest], context: Context
     ) -> aggregator_pb2.UploadResponse:
-        with anyio.CancelScope() as silence:
-            return await self._take(_patiently(context, self._silence_s, silence), context)
+        with anyio.CancelScope() as silence, contextlib.closing(Patience(self._silence_s, silence.cancel)) as patience:
+            return await self._take(_Messages(context, patience), context)
         raise Unavailable(
             f"upload: expected the next chunk within {self._silence_s:g} s, got none",
             hint="ask with GetUpload how many bytes are staged and continue there",
         )
 
-    async def _take(
-        self, messages: AsyncIterator[aggregator_pb2.UploadRequest], context: Context
-    ) -> aggregator_pb2.UploadResponse:
-        first = await _first(messages)
+    async def _take(self, messages: _Messages, context: Context) -> aggregator_pb2.UploadResponse:
+        first = await messages.next()
         if first is None or first.WhichOneof("part") != "header":
             raise MalformedPayload("upload: expected a header first, got something else", hint="send the header first")
         identity = self._door.admit(context, Role.AGENT, federation=first.header.federation)
-        ticket, pieces = codec.ticket_from_proto(first.header), _pieces(messages, context)
-        receipt = await self._service.upload(identity, ticket, pieces)
+        receipt = await self._service.upload(
+            identity, codec.ticket_from_proto(first.header), _Pieces(messages, context)
+        )
         return aggregator_pb2.UploadResponse(accepted_bytes=receipt.accepted_bytes, duplicate=receipt.duplicate)
 
     async def Download(
@@ -222,49 +221,53 @@ def _closing(stream: AsyncIterator[T]) -> AbstractAsyncContextManager[AsyncGener
     return contextlib.aclosing(cast("AsyncGenerator[T, None]", stream))
 
 
-async def _first(
-    messages: AsyncIterator[aggregator_pb2.UploadRequest],
-) -> aggregator_pb2.UploadRequest | None:
-    async for message in messages:
-        return message
-    return None
+class _Messages:
+    """The messages of one upload, each waited for with patience.
 
-
-async def _patiently(
-    context: Context, silence_s: float, silence: anyio.CancelScope
-) -> AsyncIterator[aggregator_pb2.UploadRequest]:
-    """The messages of a call; a sender that falls silent does not keep it for ever.
-
-    One scope around the whole call, whose deadline is set only while a message is waited for: a scope a message would
-    cost more than the message. They are read from the context and passed on at once, since the iterator that gRPC
-    offers holds the last one, which adds up while many streams wait for their turns.
+    They are read from the context and passed on at once, since the iterator that gRPC offers holds the last one, which
+    adds up while many streams wait for their turns.
     """
-    while True:
-        silence.deadline = anyio.current_time() + silence_s
+
+    def __init__(self, context: Context, patience: Patience) -> None:
+        self._context = context
+        self._patience = patience
+
+    async def next(self) -> aggregator_pb2.UploadRequest | None:
+        """The next message, None at the end."""
+        self._patience.begin()
         try:
-            found = [await context.read()]
+            message = await self._context.read()
         finally:
-            silence.deadline = math.inf
-        if found[0] is grpc.aio.EOF:
-            return
-        yield found.pop()
+            self._patience.end()
+        return None if message is grpc.aio.EOF else message
 
 
-async def _pieces(messages: AsyncIterator[aggregator_pb2.UploadRequest], context: Context) -> AsyncIterator[Piece]:
+class _Pieces:
     """The pieces of an upload; the sender is told to begin when the first one is asked for.
 
     A sender that waits for that leaves nothing in the transport's memory until then.
     """
-    await context.send_initial_metadata(())
-    position: int | None = None
-    async for message in messages:
+
+    def __init__(self, messages: _Messages, context: Context) -> None:
+        self._messages = messages
+        self._context = context
+        self._position: int | None = None
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._position is None:
+            await self._context.send_initial_metadata(())
+        message = await self._messages.next()
+        if message is None:
+            raise StopAsyncIteration
         if message.WhichOneof("part") != "chunk":
             raise MalformedPayload("upload: expected chunks after the header, got something else")
-        offset, crc32 = message.chunk.offset, message.chunk.crc32
-        found = [Piece(offset, check_order(message.chunk, offset if position is None else position), crc32)]
-        position = offset + len(found[0].data)
-        del message
-        yield found.pop()
+        chunk = message.chunk
+        data = check_order(chunk, chunk.offset if self._position is None else self._position)
+        self._position = chunk.offset + len(data)
+        return Piece(chunk.offset, data, chunk.crc32)
 
 
 async def _stored_chunks(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIterator[types_pb2.Chunk]:

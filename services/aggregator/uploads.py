@@ -15,7 +15,7 @@ from services.aggregator.domain import ExpectedPayload, Piece, UploadReceipt, Up
 from services.aggregator.events import Hub, Presence
 from services.aggregator.intake import Intake
 from services.aggregator.ledger import Change, Ledger
-from services.aggregator.ports import PayloadChecks
+from services.aggregator.ports import Arriving, PayloadChecks
 from services.aggregator.store import StoredFederation
 from services.aggregator.turns import STREAMS, Turn
 from services.common.blobs import Blob, BlobStore, Staging
@@ -50,6 +50,27 @@ class UploadLimits:
     max_payload_bytes: int = 1 << 40
 
 
+@dataclass(frozen=True)
+class _Incoming:
+    """One stream that was admitted.
+
+    Attributes:
+        name: of the payload.
+        ticket: what was announced.
+        expected: what the payload has to be.
+        lock: of the payload, which other streams may bring as well.
+        arriving: looks at the bytes while they come.
+        turn: held from the first byte until the payload is accepted or refused.
+    """
+
+    name: PayloadName
+    ticket: UploadTicket
+    expected: ExpectedPayload
+    lock: asyncio.Lock
+    arriving: Arriving
+    turn: Turn
+
+
 @dataclass
 class _Seen:
     """The state under which a stream was last welcome; as long as it is the same one, it is welcome."""
@@ -77,7 +98,7 @@ class Uploads:
         self._limits = limits
         self._locks: WeakValueDictionary[PayloadName, asyncio.Lock] = WeakValueDictionary()
         self._turns = asyncio.Semaphore(STREAMS)
-        self._staged: dict[PayloadName, bytes] = {}
+        self._staged: dict[PayloadName, tuple[bytes, Staging]] = {}
         self._finishing: set[asyncio.Task[UploadReceipt]] = set()
 
     async def status(self, identity: Identity, ticket: UploadTicket) -> UploadStatus:
@@ -121,14 +142,23 @@ class Uploads:
         if expected is None:
             return UploadReceipt(ticket.size_bytes, duplicate=True)
         self._check_size(ticket, expected)
-        lock = self._lock(name)
-        if not await self._take(name, ticket, lock, pieces):
-            return UploadReceipt(ticket.size_bytes, duplicate=True)
-        # The sender may go away now; what it has sent is finished all the same.
-        finishing = asyncio.create_task(self._finish(name, ticket, expected, lock))
-        self._finishing.add(finishing)
-        finishing.add_done_callback(self._forget)
-        return await asyncio.shield(finishing)
+        incoming = _Incoming(
+            name, ticket, expected, self._lock(name), self._checks.arriving(expected), Turn(self._turns)
+        )
+        finishing: asyncio.Task[UploadReceipt] | None = None
+        try:
+            if not await self._take(incoming, pieces):
+                return UploadReceipt(ticket.size_bytes, duplicate=True)
+            # The sender may go away now; what it has sent is finished all the same.
+            finishing = asyncio.create_task(self._finish(incoming))
+            self._finishing.add(finishing)
+            finishing.add_done_callback(self._forget)
+            return await asyncio.shield(finishing)
+        finally:
+            if finishing is None:
+                incoming.turn.end()
+            else:
+                finishing.add_done_callback(lambda _: incoming.turn.end())
 
     async def settled(self) -> None:
         """Wait until every upload whose bytes are complete is accepted or refused."""
@@ -183,28 +213,26 @@ class Uploads:
                 hint="check rank and budget against the registration",
             )
 
-    async def _take(
-        self, name: PayloadName, ticket: UploadTicket, lock: asyncio.Lock, pieces: AsyncIterator[Piece]
-    ) -> bool:
+    async def _take(self, incoming: _Incoming, pieces: AsyncIterator[Piece]) -> bool:
         """Stage all pieces while others arrive; False when the payload is not wanted any more."""
-        seen, turn, iterator = _Seen(), Turn(self._turns), pieces.__aiter__()
+        name, ticket, turn, seen, iterator = incoming.name, incoming.ticket, incoming.turn, _Seen(), pieces.__aiter__()
         intake = Intake(
             ticket.size_bytes,
-            lock,
+            incoming.lock,
             lambda: self._staging(name, ticket),
             lambda: self._still_wanted(name, ticket, seen),
+            incoming.arriving,
         )
         try:
             while (piece := await turn.next(iterator)) is not None:
                 if not await intake.put(piece):
                     return False
                 del piece
+            await turn.take()
             return await intake.end()
         except BaseException:
             await intake.settle()
             raise
-        finally:
-            turn.end()
 
     async def _still_wanted(self, name: PayloadName, ticket: UploadTicket, seen: _Seen) -> bool:
         """Whether more bytes make sense; not when another stream with the same payload was faster."""
@@ -218,16 +246,18 @@ class Uploads:
 
     def _staging(self, name: PayloadName, ticket: UploadTicket) -> Staging:
         """Staged bytes of this very payload; those of another one by the same name are dropped."""
-        earlier = self._staged.get(name)
-        if earlier is not None and earlier != ticket.digest:
-            self._blobs.staging(name.staging_id(earlier)).discard()
-        self._staged[name] = ticket.digest
-        return self._blobs.staging(name.staging_id(ticket.digest))
+        digest, staging = self._staged.get(name, (b"", None))
+        if staging is not None:
+            if digest == ticket.digest:
+                return staging
+            staging.discard()
+        staging = self._blobs.staging(name.staging_id(ticket.digest))
+        self._staged[name] = (ticket.digest, staging)
+        return staging
 
-    async def _finish(
-        self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, lock: asyncio.Lock
-    ) -> UploadReceipt:
-        async with lock:
+    async def _finish(self, incoming: _Incoming) -> UploadReceipt:
+        name, ticket, expected = incoming.name, incoming.ticket, incoming.expected
+        async with incoming.lock:
             if not await self._still_wanted(name, ticket, _Seen()):
                 return UploadReceipt(ticket.size_bytes, duplicate=True)
             staging = self._staging(name, ticket)
@@ -237,7 +267,7 @@ class Uploads:
                     hint=f"continue at offset {staging.size_bytes}",
                     context={"staged_bytes": str(staging.size_bytes)},
                 )
-            await self._check(name, ticket, expected, staging)
+            await self._check(incoming, staging)
             blob = await staging.commit(name.blob_key(ticket.digest), ticket.size_bytes, ticket.digest)
             self._staged.pop(name, None)
             try:
@@ -249,17 +279,15 @@ class Uploads:
             _log.info("upload accepted", federation=name.federation, agent=name.agent, kind=name.kind.value)
             return UploadReceipt(blob.size_bytes, duplicate=False)
 
-    async def _check(
-        self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, staging: Staging
-    ) -> None:
+    async def _check(self, incoming: _Incoming, staging: Staging) -> None:
         """Refuse bytes that are not what was announced and planned; the disk takes them meanwhile."""
-        await staging.verify(ticket.size_bytes, ticket.digest)
+        await staging.verify(incoming.ticket.size_bytes, incoming.ticket.digest)
         syncing = start_in_thread(staging.sync)
         try:
-            await self._checks.check(staging.path, expected)
+            await self._checks.check(staging.path, incoming.expected, incoming.arriving.good_bytes)
         except _REFUSALS:
             staging.discard()
-            self._staged.pop(name, None)
+            self._staged.pop(incoming.name, None)
             raise
         finally:
             await ended(syncing)

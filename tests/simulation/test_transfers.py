@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import anyio
 import pytest
 
 from services.aggregator.domain import DownloadRequest, PayloadKind, Piece
@@ -170,6 +171,38 @@ async def test_two_streams_with_the_same_bytes_count_once(training):
     assert [receipt.duplicate for receipt in accepted].count(False) == 1
     assert all(isinstance(result, OffsetMismatch) for result in results if isinstance(result, BaseException))
     await training.check()
+
+
+async def test_an_upload_has_its_turn_until_it_is_accepted(training, monkeypatch):
+    """Uploads that only wait for the disk count among those under way."""
+    uploads, gate, asked = training.service._uploads, asyncio.Event(), []
+    checked = uploads._checks.check
+
+    async def slowly(*arguments):
+        await gate.wait()
+        return await checked(*arguments)
+
+    monkeypatch.setattr(uploads._checks, "check", slowly)
+    uploads._turns = asyncio.Semaphore(2)
+
+    async def send(device):
+        payload = await training.wanted(device)
+
+        async def asked_for():
+            asked.append(device.name)
+            yield piece(0, payload.data)
+
+        return await training.service.upload(device.identity, payload.ticket, asked_for())
+
+    sending = [asyncio.create_task(send(device)) for device in training.devices[:3]]
+    with anyio.fail_after(10):
+        while not (len(asked) == 2 and len(uploads._finishing) == 2):  # noqa: ASYNC110  # the service tells nobody
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert len(asked) == 2
+    gate.set()
+    assert [receipt.duplicate for receipt in await asyncio.gather(*sending)] == [False] * 3
+    assert len(asked) == 3
 
 
 async def test_registration_that_changes_during_an_upload_makes_it_void(training):

@@ -62,8 +62,18 @@ async def take(taking, *pieces):
     await taking.end()
 
 
-def make(staging, lock, wanted=yes, size_bytes=SIZE):
-    return Intake(size_bytes, lock, lambda: staging, wanted)
+class Onlooker:
+    good_bytes = 0
+
+    def __init__(self):
+        self.seen = []
+
+    def add(self, offset, data):
+        self.seen.append((offset, data))
+
+
+def make(staging, lock, wanted=yes, size_bytes=SIZE, arriving=None):
+    return Intake(size_bytes, lock, lambda: staging, wanted, arriving or Onlooker())
 
 
 async def test_everything_is_staged_in_order(staging, lock):
@@ -74,6 +84,16 @@ async def test_everything_is_staged_in_order(staging, lock):
     assert await taking.end()
     assert staging.path.read_bytes() == DATA
     assert not lock.locked()
+
+
+async def test_what_is_staged_is_looked_at(staging, lock):
+    staging.gate.set()
+    onlooker = Onlooker()
+    taking = make(staging, lock, arriving=onlooker)
+    with pytest.raises(ChecksumMismatch):
+        await take(taking, PIECES[0], PIECES[1], Piece(2 * CUT, PIECES[2].data, 7))
+    await taking.settle()
+    assert onlooker.seen == [(piece.offset, piece.data) for piece in PIECES[:2]]
 
 
 async def test_a_slow_disk_keeps_the_sender_waiting(staging, lock):
