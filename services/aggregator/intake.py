@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from services.aggregator.domain import Piece
@@ -22,30 +23,49 @@ SYNC_BYTES: Final = 8 << 20
 """Staged bytes after which the disk is told to begin: little is left to wait for at the end."""
 
 
+@dataclass(frozen=True)
+class Staged:
+    """The staged bytes of one payload and what has looked at them; both begin again at offset 0.
+
+    Whichever streams bring the bytes: what was found right is what is in the file.
+
+    Attributes:
+        digest: of the whole payload as announced.
+        staging: the bytes.
+        arriving: looks at them.
+    """
+
+    digest: bytes
+    staging: Staging
+    arriving: Arriving
+
+    def append(self, offset: int, data: bytes) -> None:
+        """Add bytes at the end and look at them; see `Staging.append`."""
+        self.staging.append(offset, data)
+        self.arriving.add(offset, data)
+
+
 class Intake:
     """One stream's pieces on their way into its staging.
 
     Args:
         size_bytes: length that the payload was announced with.
         lock: held while pieces are staged, so that streams of the same payload do not mix.
-        staging: gives the staged bytes; asked with the lock held.
+        staged: gives the staged bytes; asked with the lock held.
         wanted: whether more bytes make sense; asked with the lock held.
-        arriving: looks at what has been staged.
     """
 
     def __init__(
         self,
         size_bytes: int,
         lock: asyncio.Lock,
-        staging: Callable[[], Staging],
+        staged: Callable[[], Staged],
         wanted: Callable[[], Awaitable[bool]],
-        arriving: Arriving,
     ) -> None:
         self._size_bytes = size_bytes
         self._lock = lock
-        self._staging = staging
+        self._staged = staged
         self._wanted = wanted
-        self._arriving = arriving
         self._backlog: deque[Piece] = deque()
         self._unsynced = 0
         self._appending: asyncio.Future[None] | None = None
@@ -91,7 +111,7 @@ class Intake:
             if not await self._wanted():
                 self._lock.release()
                 return False
-            self._appending = start_in_thread(self._drain, self._staging())
+            self._appending = start_in_thread(self._drain, self._staged())
         except BaseException:
             self._lock.release()
             raise
@@ -105,20 +125,19 @@ class Intake:
             if self._syncing is not None:
                 await ended(self._syncing)
             self._unsynced = 0
-            self._syncing = start_in_thread(self._staging().sync)
+            self._syncing = start_in_thread(self._staged().staging.sync)
 
-    def _drain(self, staging: Staging) -> None:
+    def _drain(self, staged: Staged) -> None:
         """Runs in a thread, which alone takes from the backlog while it does."""
         while self._backlog:
             piece = self._backlog.popleft()
             check_crc(piece.offset, piece.data, piece.crc32)
             end = piece.offset + len(piece.data)
             if end > self._size_bytes:
-                staging.discard()
+                staged.staging.discard()
                 raise SizeMismatch(
                     f"expected {self._size_bytes} bytes, got {end} or more",
                     hint="send the payload again from its beginning",
                 )
-            staging.append(piece.offset, piece.data)
-            self._arriving.add(piece.offset, piece.data)
+            staged.append(piece.offset, piece.data)
             self._unsynced += len(piece.data)

@@ -59,7 +59,7 @@ class Arriving(Protocol):
     good_bytes: int
 
     def add(self, offset: int, data: bytes) -> None:
-        """Look at bytes that have just been staged; in a thread, never twice at once."""
+        """Look at bytes that have just been staged; in a thread, never twice at once. Offset 0 begins again."""
         ...
 
 

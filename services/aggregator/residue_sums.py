@@ -45,7 +45,9 @@ class ArrivingResidues:
         self._modulus = np.uint64(modulus)
 
     def add(self, offset: int, data: bytes) -> None:
-        """Look at the bytes at this position."""
+        """Look at the bytes at this position; at offset 0 everything begins again."""
+        if offset == 0:
+            self.good_bytes = 0
         if offset != self.good_bytes or len(data) % _RESIDUE.itemsize:
             return
         if np.frombuffer(data, dtype=_RESIDUE).max() >= self._modulus:

@@ -13,12 +13,12 @@ from services.aggregator import store
 from services.aggregator.admission import PayloadName, admitted, announced, name_of
 from services.aggregator.domain import ExpectedPayload, Piece, UploadReceipt, UploadStatus, UploadTicket
 from services.aggregator.events import Hub, Presence
-from services.aggregator.intake import Intake
+from services.aggregator.intake import Intake, Staged
 from services.aggregator.ledger import Change, Ledger
-from services.aggregator.ports import Arriving, PayloadChecks
+from services.aggregator.ports import PayloadChecks
 from services.aggregator.store import StoredFederation
 from services.aggregator.turns import STREAMS, Turn
-from services.common.blobs import Blob, BlobStore, Staging
+from services.common.blobs import Blob, BlobStore
 from services.common.identity import Identity
 from services.common.threads import ended, start_in_thread
 from shelora.errors import (
@@ -59,7 +59,6 @@ class _Incoming:
         ticket: what was announced.
         expected: what the payload has to be.
         lock: of the payload, which other streams may bring as well.
-        arriving: looks at the bytes while they come.
         turn: held from the first byte until the payload is accepted or refused.
     """
 
@@ -67,7 +66,6 @@ class _Incoming:
     ticket: UploadTicket
     expected: ExpectedPayload
     lock: asyncio.Lock
-    arriving: Arriving
     turn: Turn
 
 
@@ -98,7 +96,7 @@ class Uploads:
         self._limits = limits
         self._locks: WeakValueDictionary[PayloadName, asyncio.Lock] = WeakValueDictionary()
         self._turns = asyncio.Semaphore(STREAMS)
-        self._staged: dict[PayloadName, tuple[bytes, Staging]] = {}
+        self._staged: dict[PayloadName, Staged] = {}
         self._finishing: set[asyncio.Task[UploadReceipt]] = set()
 
     async def status(self, identity: Identity, ticket: UploadTicket) -> UploadStatus:
@@ -110,10 +108,11 @@ class Uploads:
         """
         announced(ticket)
         name = name_of(ticket, identity.name)
-        if await self._welcome(name, ticket) is None:
+        expected = await self._welcome(name, ticket)
+        if expected is None:
             return UploadStatus(ticket.size_bytes, complete=True)
         async with self._lock(name):
-            return UploadStatus(self._staging(name, ticket).size_bytes, complete=False)
+            return UploadStatus(self._staging_of(name, ticket, expected).staging.size_bytes, complete=False)
 
     async def upload(self, identity: Identity, ticket: UploadTicket, pieces: AsyncIterator[Piece]) -> UploadReceipt:
         """Take one payload in.
@@ -142,9 +141,7 @@ class Uploads:
         if expected is None:
             return UploadReceipt(ticket.size_bytes, duplicate=True)
         self._check_size(ticket, expected)
-        incoming = _Incoming(
-            name, ticket, expected, self._lock(name), self._checks.arriving(expected), Turn(self._turns)
-        )
+        incoming = _Incoming(name, ticket, expected, self._lock(name), Turn(self._turns))
         finishing: asyncio.Task[UploadReceipt] | None = None
         try:
             if not await self._take(incoming, pieces):
@@ -219,9 +216,8 @@ class Uploads:
         intake = Intake(
             ticket.size_bytes,
             incoming.lock,
-            lambda: self._staging(name, ticket),
+            lambda: self._staging_of(name, ticket, incoming.expected),
             lambda: self._still_wanted(name, ticket, seen),
-            incoming.arriving,
         )
         try:
             while (piece := await turn.next(iterator)) is not None:
@@ -244,30 +240,31 @@ class Uploads:
             seen.state = present
         return True
 
-    def _staging(self, name: PayloadName, ticket: UploadTicket) -> Staging:
+    def _staging_of(self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload) -> Staged:
         """Staged bytes of this very payload; those of another one by the same name are dropped."""
-        digest, staging = self._staged.get(name, (b"", None))
-        if staging is not None:
-            if digest == ticket.digest:
-                return staging
-            staging.discard()
+        staged = self._staged.get(name)
+        if staged is not None:
+            if staged.digest == ticket.digest:
+                return staged
+            staged.staging.discard()
         staging = self._blobs.staging(name.staging_id(ticket.digest))
-        self._staged[name] = (ticket.digest, staging)
-        return staging
+        staged = self._staged[name] = Staged(ticket.digest, staging, self._checks.arriving(expected))
+        return staged
 
     async def _finish(self, incoming: _Incoming) -> UploadReceipt:
         name, ticket, expected = incoming.name, incoming.ticket, incoming.expected
         async with incoming.lock:
             if not await self._still_wanted(name, ticket, _Seen()):
                 return UploadReceipt(ticket.size_bytes, duplicate=True)
-            staging = self._staging(name, ticket)
+            staged = self._staging_of(name, ticket, expected)
+            staging = staged.staging
             if staging.size_bytes < ticket.size_bytes:
                 raise SizeMismatch(
                     f"expected {ticket.size_bytes} bytes, got {staging.size_bytes} so far",
                     hint=f"continue at offset {staging.size_bytes}",
                     context={"staged_bytes": str(staging.size_bytes)},
                 )
-            await self._check(incoming, staging)
+            await self._check(incoming, staged)
             blob = await staging.commit(name.blob_key(ticket.digest), ticket.size_bytes, ticket.digest)
             self._staged.pop(name, None)
             try:
@@ -279,12 +276,13 @@ class Uploads:
             _log.info("upload accepted", federation=name.federation, agent=name.agent, kind=name.kind.value)
             return UploadReceipt(blob.size_bytes, duplicate=False)
 
-    async def _check(self, incoming: _Incoming, staging: Staging) -> None:
+    async def _check(self, incoming: _Incoming, staged: Staged) -> None:
         """Refuse bytes that are not what was announced and planned; the disk takes them meanwhile."""
+        staging = staged.staging
         await staging.verify(incoming.ticket.size_bytes, incoming.ticket.digest)
         syncing = start_in_thread(staging.sync)
         try:
-            await self._checks.check(staging.path, incoming.expected, incoming.arriving.good_bytes)
+            await self._checks.check(staging.path, incoming.expected, staged.arriving.good_bytes)
         except _REFUSALS:
             staging.discard()
             self._staged.pop(incoming.name, None)

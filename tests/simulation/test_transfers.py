@@ -6,6 +6,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
+from services.aggregator import residue_sums
 from services.aggregator.domain import DownloadRequest, PayloadKind, Piece
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.service import AggregatorService, ServiceLimits
@@ -24,6 +25,7 @@ from shelora.errors import (
     OffsetMismatch,
     PayloadTooLarge,
     RankMismatch,
+    ResidueOutOfRange,
     SizeMismatch,
     StalePlan,
     UnknownAgent,
@@ -171,6 +173,42 @@ async def test_two_streams_with_the_same_bytes_count_once(training):
     assert [receipt.duplicate for receipt in accepted].count(False) == 1
     assert all(isinstance(result, OffsetMismatch) for result in results if isinstance(result, BaseException))
     await training.check()
+
+
+async def test_what_one_stream_showed_says_nothing_about_the_bytes_of_another(running, monkeypatch):
+    """Good residues come, are dropped for another payload, and bad ones take their place under the announced digest."""
+    monkeypatch.setattr(residue_sums, "READ_BYTES", 1)
+    device = running.devices[0]
+    good = await running.wanted(device)
+    bad = b"\xff" * len(good.data)
+    ticket, other = (replace(good.ticket, digest=digest_of(data)) for data in (bad, good.data))
+    ends = {"good": asyncio.Event(), "bad": asyncio.Event()}
+
+    async def held(name, data):
+        yield piece(0, data)
+        await ends[name].wait()
+
+    def staged():
+        return {path.read_bytes() for path in (running.folder / "blobs" / "staging").iterdir()}
+
+    async def until_staged(data):
+        with anyio.fail_after(10):
+            while data not in staged():  # noqa: ASYNC110  # the service tells nobody
+                await asyncio.sleep(0.01)
+
+    first = asyncio.create_task(running.service.upload(device.identity, ticket, held("good", good.data)))
+    await until_staged(good.data)
+    with pytest.raises(SizeMismatch, match="so far"):
+        await running.service.upload(device.identity, other, pieces(piece(0, good.data[:8])))
+    second = asyncio.create_task(running.service.upload(device.identity, ticket, held("bad", bad)))
+    await until_staged(bad)
+    ends["good"].set()
+    with pytest.raises(ResidueOutOfRange):
+        await first
+    ends["bad"].set()
+    with pytest.raises(SizeMismatch):
+        await second
+    assert not await running.send(device, good)
 
 
 async def test_an_upload_has_its_turn_until_it_is_accepted(training, monkeypatch):

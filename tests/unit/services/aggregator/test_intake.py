@@ -10,7 +10,7 @@ import pytest
 
 from services.aggregator import intake
 from services.aggregator.domain import Piece
-from services.aggregator.intake import BACKLOG, Intake
+from services.aggregator.intake import BACKLOG, Intake, Staged
 from services.common.blobs import DirectoryBlobStore
 from shelora.errors import ChecksumMismatch, SizeMismatch, StorageFull
 
@@ -73,7 +73,8 @@ class Onlooker:
 
 
 def make(staging, lock, wanted=yes, size_bytes=SIZE, arriving=None):
-    return Intake(size_bytes, lock, lambda: staging, wanted, arriving or Onlooker())
+    staged = Staged(b"digest", staging, arriving or Onlooker())
+    return Intake(size_bytes, lock, lambda: staged, wanted)
 
 
 async def test_everything_is_staged_in_order(staging, lock):

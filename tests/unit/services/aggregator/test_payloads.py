@@ -271,9 +271,8 @@ def test_residues_are_looked_at_while_they_come():
         (16, bytes_of(1, PARAMETERS.modulus)),
         (16, bytes_of(1)[:5]),
         (24, bytes_of(1)),
-        (0, bytes_of(1)),
     ],
-    ids=["not below the modulus", "cut through a residue", "bytes missed", "bytes again"],
+    ids=["not below the modulus", "cut through a residue", "bytes missed"],
 )
 def test_from_where_something_is_wrong_the_file_is_read(offset, data):
     arriving = ArrivingResidues(PARAMETERS.modulus)
@@ -282,6 +281,15 @@ def test_from_where_something_is_wrong_the_file_is_read(offset, data):
     assert arriving.good_bytes == 16
     arriving.add(offset + len(data), bytes_of(3))
     assert arriving.good_bytes == 16
+
+
+def test_offset_zero_begins_again():
+    arriving = ArrivingResidues(PARAMETERS.modulus)
+    arriving.add(0, bytes_of(1, 2))
+    arriving.add(0, bytes_of(PARAMETERS.modulus))
+    assert arriving.good_bytes == 0
+    arriving.add(0, bytes_of(1))
+    assert arriving.good_bytes == 8
 
 
 async def test_a_file_is_checked_from_where_its_bytes_were_not_looked_at(tmp_path, pool):
