@@ -14,7 +14,7 @@ from bench.processes import memory_bytes
 from bench.records import Record
 from shelora.rounds.phases import AgentTask
 
-COHORTS: Final = (4, 16, 64)
+COHORTS: Final = (4, 16, 64, 160)
 
 _SAMPLE_S: Final = 0.02
 
