@@ -23,20 +23,23 @@ _BYTES_PER_S: Final = 4 << 20
 class Turn:
     """One stream's turn to be taken in: a bounded number of streams have one, however many there are.
 
-    A sender that is slow loses its turn, so that it keeps nobody else waiting: one that is waited for longer than a
-    quarter of a second, at once or in many small waits for less than 4 MiB a second.
+    Every stream begins with a turn. A sender that is slow loses it: one that is waited for longer than a quarter of a
+    second, at once or in many small waits for less than 4 MiB a second. From then on its pieces are taken as they come,
+    so that thousands of slow senders neither keep others waiting nor wait for each other, until it is fast again.
     """
 
     def __init__(self, turns: asyncio.Semaphore) -> None:
         self._turns = turns
         self._held = False
+        self._slow = False
         self._credit_s = _TURN_S
         self._loop = asyncio.get_running_loop()
-        self._patience = Patience(_TURN_S, self.end)
+        self._patience = Patience(_TURN_S, self._lose)
 
     async def next(self, pieces: AsyncIterator[Piece]) -> Piece | None:
-        """The next piece, asked for once it is this stream's turn; None at the end."""
-        await self.take()
+        """The next piece, asked for once it is this stream's turn unless its sender is slow; None at the end."""
+        if not self._slow:
+            await self.take()
         began = self._loop.time()
         self._patience.begin()
         try:
@@ -46,9 +49,11 @@ class Turn:
         finally:
             self._patience.end()
         earned = len(piece.data) / _BYTES_PER_S
-        self._credit_s = min(_TURN_S, self._credit_s + earned - (self._loop.time() - began))
+        self._credit_s = min(_TURN_S, max(0.0, self._credit_s) + earned - (self._loop.time() - began))
         if self._credit_s < 0:
-            self.end()
+            self._lose()
+        elif self._credit_s == _TURN_S:
+            self._slow = False
         return piece
 
     async def take(self) -> None:
@@ -58,7 +63,10 @@ class Turn:
             await asyncio.sleep(0)
             await self._turns.acquire()
             self._held = True
-            self._credit_s = _TURN_S
+
+    def _lose(self) -> None:
+        self._slow = True
+        self.end()
 
     def end(self) -> None:
         """Let another stream have its turn."""

@@ -58,3 +58,33 @@ async def test_a_fast_sender_keeps_its_turn():
     turn.end()
     with anyio.fail_after(5):
         await other
+
+
+async def one_by_one(*waits_s):
+    for index, wait_s in enumerate(waits_s):
+        await asyncio.sleep(wait_s)
+        yield Piece(index << 20, bytes(1 << 20), 0)
+
+
+async def test_a_slow_sender_waits_for_nobody_either():
+    turns = asyncio.Semaphore(1)
+    slow = asyncio.create_task(read(Turn(turns), one_by_one(0.4, 0.4, 0.4)))
+    await asyncio.sleep(0.05)
+    other = Turn(turns)
+    with anyio.fail_after(5):
+        await other.take()
+        assert await slow == 3 << 20
+    other.end()
+
+
+async def test_a_sender_that_is_fast_again_needs_its_turn_again():
+    turns = asyncio.Semaphore(1)
+    hiccup = asyncio.create_task(read(Turn(turns), one_by_one(0.4, *[0] * 20)))
+    await asyncio.sleep(0.05)
+    other = Turn(turns)
+    with anyio.fail_after(5):
+        await other.take()
+        await asyncio.sleep(0.6)
+        assert not hiccup.done()
+        other.end()
+        assert await hiccup == 21 << 20
