@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -21,24 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database, migrate
 from shelora.errors import InvalidConfiguration, StorageFull, Unavailable, WrongPhase
-from support import postgresql
 from support.clock import FakeClock
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    folder = postgresql.binaries()
-    if folder is None:
-        pytest.skip("PostgreSQL is not installed")
-    with postgresql.running_server(folder) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("server"))
-    return f"sqlite+aiosqlite:///{tmp_path}/state/test.db"
 
 
 @pytest.fixture

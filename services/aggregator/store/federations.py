@@ -10,10 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.aggregator.domain import FederationSpec, Registration
-from services.aggregator.store import rows, tables
+from services.aggregator.store import by_key, rows, tables
 from services.aggregator.store.rows import StoredFederation
 from shelora.errors import Unavailable, UnknownFederation
 from shelora.rounds import Ballot, Federation, FederationState, Participant, PlanOutline, Round
+
+_REVISION = sa.select(tables.federations.c.revision).where(tables.federations.c.name == sa.bindparam("name"))
 
 
 async def names(connection: Connection) -> list[str]:
@@ -32,14 +34,14 @@ async def create(connection: Connection, stored: StoredFederation) -> None:
         "next_sequence": stored.next_sequence,
         "created_at_ms": stored.created_at_ms,
     }
-    await connection.execute(sa.insert(tables.federations).values(row))
+    await by_key.insert(connection, tables.federations, row)
     await insert_epoch(connection, stored.spec)
 
 
 async def insert_epoch(connection: Connection, spec: FederationSpec) -> None:
     """Remember the parameters of the specification's epoch."""
     row = {"federation": spec.federation, "epoch": spec.epoch, **rows.parameters_row(spec.parameters)}
-    await connection.execute(sa.insert(tables.epochs).values(row))
+    await by_key.insert(connection, tables.epochs, row)
 
 
 async def revision(connection: Connection, name: str) -> int:
@@ -48,8 +50,7 @@ async def revision(connection: Connection, name: str) -> int:
     Raises:
         UnknownFederation: there is none of that name.
     """
-    query = sa.select(tables.federations.c.revision).where(tables.federations.c.name == name)
-    found = (await connection.execute(query)).scalar_one_or_none()
+    found = (await connection.execute(_REVISION, {"name": name})).scalar_one_or_none()
     if found is None:
         raise UnknownFederation(
             f"expected a federation that was created here, got {name!r}",
@@ -66,10 +67,10 @@ async def load(connection: Connection, name: str) -> StoredFederation:
         UnknownFederation: there is none of that name.
     """
     await revision(connection, name)
-    row = (await _select(connection, tables.federations, name=name)).one()
+    row = (await by_key.select(connection, tables.federations, name=name)).one()
     parameters = {
         epoch["epoch"]: rows.read_parameters(epoch)
-        for epoch in await _select(connection, tables.epochs, federation=name)
+        for epoch in await by_key.select(connection, tables.epochs, federation=name)
     }
     spec = rows.read_spec(row, parameters)
     state = rows.read_state(row, spec)
@@ -109,9 +110,8 @@ async def save(
         "revision": after.revision,
         "next_sequence": after.next_sequence,
     }
-    unchanged = (tables.federations.c.name == name) & (tables.federations.c.revision == before.revision)
-    changed = await connection.execute(sa.update(tables.federations).where(unchanged).values(row))
-    if changed.rowcount != 1:
+    unchanged = {"name": name, "revision": before.revision}
+    if await by_key.update(connection, tables.federations, unchanged, row) != 1:
         raise Unavailable(
             f"expected revision {before.revision} of {name}, got a newer one",
             hint="try again",
@@ -130,21 +130,21 @@ async def save_registration(
 ) -> None:
     """Write a registration, replacing an older one of the same agent."""
     key = {"federation": registration.federation, "agent": agent}
-    await put(connection, tables.agents, key, rows.registration_row(registration, selective, now_ms))
+    await by_key.put(connection, tables.agents, {**key, **rows.registration_row(registration, selective, now_ms)})
 
 
 async def load_plan(connection: Connection, name: str, version: int) -> PlanOutline | None:
     """One plan version, None when there is none."""
-    row = (await _select(connection, tables.plans, federation=name, version=version)).one_or_none()
+    row = (await by_key.select(connection, tables.plans, federation=name, version=version)).one_or_none()
     return None if row is None else rows.read_plan(row)
 
 
 async def load_round(connection: Connection, name: str, number: int) -> Round | None:
     """One round with its members, None when there is none."""
-    row = (await _select(connection, tables.rounds, federation=name, number=number)).one_or_none()
+    row = (await by_key.select(connection, tables.rounds, federation=name, number=number)).one_or_none()
     if row is None:
         return None
-    found = await _select(connection, tables.members, federation=name, round=number)
+    found = await by_key.select(connection, tables.members, federation=name, round=number)
     return rows.read_round(row, {member["agent"]: rows.read_member(member) for member in found})
 
 
@@ -154,24 +154,16 @@ async def load_registrations(connection: Connection, name: str) -> list[rows.Row
     return list((await connection.execute(query)).mappings())
 
 
-async def put(connection: Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
-    """Update the row with that key, or insert it."""
-    match = sa.and_(*(table.c[column] == value for column, value in key.items()))
-    changed = await connection.execute(sa.update(table).where(match).values(values))
-    if changed.rowcount == 0:
-        await connection.execute(sa.insert(table).values({**key, **values}))
-
-
 async def _load_agents(connection: Connection, name: str) -> dict[str, Participant]:
-    found = await _select(connection, tables.agents, federation=name)
+    found = await by_key.select(connection, tables.agents, federation=name)
     return {
         row["agent"]: Participant(row["agent"], row["rank"], tuple(row["columns"]), row["selective"]) for row in found
     }
 
 
 async def _load_ballot(connection: Connection, name: str, version: int) -> Ballot:
-    plan = (await _select(connection, tables.plans, federation=name, version=version)).one()
-    found = list(await _select(connection, tables.ballots, federation=name, plan_version=version))
+    plan = (await by_key.select(connection, tables.plans, federation=name, version=version)).one()
+    found = list(await by_key.select(connection, tables.ballots, federation=name, plan_version=version))
     return Ballot(
         attempt=plan["attempt"],
         invited=frozenset(row["agent"] for row in found if row["invited"]),
@@ -186,17 +178,16 @@ async def _save_plan(connection: Connection, before: Federation, after: Federati
     key = {"federation": after.name, "version": after.plan.version}
     values = rows.plan_row(after.plan, 0 if after.ballot is None else after.ballot.attempt)
     if before.plan is None or before.plan.version != after.plan.version:
-        await connection.execute(sa.insert(tables.plans).values({**key, **values, "swept": False}))
+        await by_key.insert(connection, tables.plans, {**key, **values, "swept": False})
     else:
-        match = (tables.plans.c.federation == after.name) & (tables.plans.c.version == after.plan.version)
-        await connection.execute(sa.update(tables.plans).where(match).values(values))
+        await by_key.update(connection, tables.plans, key, values)
     if after.ballot is not None:
         same = before.ballot is not None and before.plan is not None and before.plan.version == after.plan.version
         earlier = _ballot_rows(before.ballot) if same and before.ballot is not None else {}
         for agent, row in _ballot_rows(after.ballot).items():
             if earlier.get(agent) != row:
                 ballot_key = {"federation": after.name, "plan_version": after.plan.version, "agent": agent}
-                await put(connection, tables.ballots, ballot_key, row)
+                await by_key.put(connection, tables.ballots, {**ballot_key, **row})
 
 
 def _ballot_rows(ballot: Ballot) -> dict[str, dict[str, Any]]:
@@ -213,20 +204,14 @@ def _ballot_rows(ballot: Ballot) -> dict[str, dict[str, Any]]:
 async def _save_round(connection: Connection, before: Round | None, after: Round, name: str) -> None:
     if after == before:
         return
+    key = {"federation": name, "number": after.number}
     known = before is not None and before.number == after.number
     if not known:
-        values = {"federation": name, "number": after.number, **rows.round_row(after), "swept": False}
-        await connection.execute(sa.insert(tables.rounds).values(values))
+        await by_key.insert(connection, tables.rounds, {**key, **rows.round_row(after), "swept": False})
     else:
-        match = (tables.rounds.c.federation == name) & (tables.rounds.c.number == after.number)
-        await connection.execute(sa.update(tables.rounds).where(match).values(rows.round_row(after)))
+        await by_key.update(connection, tables.rounds, key, rows.round_row(after))
     earlier = before.members if known and before is not None else {}
     for agent, member in after.members.items():
         if earlier.get(agent) != member:
             member_key = {"federation": name, "round": after.number, "agent": agent}
-            await put(connection, tables.members, member_key, rows.member_row(member))
-
-
-async def _select(connection: Connection, table: sa.Table, **equal: Any) -> Any:
-    match = sa.and_(*(table.c[column] == value for column, value in equal.items()))
-    return (await connection.execute(sa.select(table).where(match))).mappings()
+            await by_key.put(connection, tables.members, {**member_key, **rows.member_row(member)})

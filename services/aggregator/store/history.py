@@ -8,8 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.aggregator.domain import Event
-from services.aggregator.store import rows, tables
-from services.aggregator.store.federations import put
+from services.aggregator.store import by_key, rows, tables
 from shelora.rounds import Round
 
 UPLOAD = "upload"
@@ -65,7 +64,7 @@ async def put_figures(
 ) -> None:
     """Remember an agent's figures of a round, in place of earlier ones from the same source."""
     key = {"federation": federation, "round": number, "agent": agent, "source": source}
-    await put(connection, tables.figures, key, {"metrics": dict(metrics)})
+    await by_key.put(connection, tables.figures, {**key, "metrics": dict(metrics)})
 
 
 async def figures_of(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
-from services.aggregator.store import rows, tables
-from services.aggregator.store.federations import put
+from services.aggregator.store import by_key, rows, tables
 from services.common.blobs import Blob
 from shelora.rounds import RoundPhase
 
@@ -56,20 +55,21 @@ class StoredPayload:
 
 async def find(connection: Connection, key: PayloadKey) -> StoredPayload | None:
     """The payload of that name, None when it never came."""
-    row = (await connection.execute(sa.select(_table).where(_match(key)))).mappings().one_or_none()
+    row = (await by_key.select(connection, _table, **_columns(key))).one_or_none()
     return None if row is None else _read(row)
 
 
 async def record(connection: Connection, key: PayloadKey, blob: Blob, now_ms: int) -> None:
     """Remember that these bytes are the payload of that name, in place of any other."""
-    values = {
+    row = {
+        **_columns(key),
         "blob_key": blob.key,
         "size_bytes": blob.size_bytes,
         "digest": blob.digest,
         "present": True,
         "at_ms": now_ms,
     }
-    await put(connection, _table, _columns(key), values)
+    await by_key.put(connection, _table, row)
 
 
 async def of_round(connection: Connection, federation: str, number: int) -> list[StoredPayload]:
@@ -97,8 +97,7 @@ async def present_keys(connection: Connection) -> set[str]:
 async def forget(connection: Connection, federation: str, blob_keys: Iterable[str]) -> None:
     """Note that these bytes are going away; the rows stay."""
     for blob_key in blob_keys:
-        match = (_table.c.federation == federation) & (_table.c.blob_key == blob_key)
-        await connection.execute(sa.update(_table).where(match).values(present=False))
+        await by_key.update(connection, _table, {"federation": federation, "blob_key": blob_key}, {"present": False})
 
 
 async def unswept_rounds(connection: Connection, federation: str) -> dict[int, RoundPhase]:
@@ -117,14 +116,12 @@ async def unswept_plans(connection: Connection, federation: str, negotiating: in
 
 async def mark_round_swept(connection: Connection, federation: str, number: int) -> None:
     """Note that a round holds no more bytes than it should."""
-    match = (tables.rounds.c.federation == federation) & (tables.rounds.c.number == number)
-    await connection.execute(sa.update(tables.rounds).where(match).values(swept=True))
+    await by_key.update(connection, tables.rounds, {"federation": federation, "number": number}, {"swept": True})
 
 
 async def mark_plan_swept(connection: Connection, federation: str, version: int) -> None:
     """Note that a plan version holds no more bytes than it should."""
-    match = (tables.plans.c.federation == federation) & (tables.plans.c.version == version)
-    await connection.execute(sa.update(tables.plans).where(match).values(swept=True))
+    await by_key.update(connection, tables.plans, {"federation": federation, "version": version}, {"swept": True})
 
 
 async def outdated(connection: Connection, federation: str, newest_dropped: int) -> list[StoredPayload]:
@@ -146,10 +143,6 @@ def _columns(key: PayloadKey) -> dict[str, str | int]:
         "kind": key.kind,
         "agent": key.agent,
     }
-
-
-def _match(key: PayloadKey) -> sa.ColumnElement[bool]:
-    return sa.and_(*(_table.c[column] == value for column, value in _columns(key).items()))
 
 
 def _read(row: rows.Row) -> StoredPayload:
