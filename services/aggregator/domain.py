@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from services.common.blobs import Blob
+from services.common.digests import Buffer
 from shelora.he.parameters import CkksParameters
 from shelora.plan.packing import Packing
 from shelora.plan.plan import Negotiation, Plan
@@ -118,7 +119,7 @@ class Piece:
     """
 
     offset: int
-    data: bytes
+    data: Buffer
     crc32: int
 
 

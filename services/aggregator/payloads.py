@@ -24,6 +24,7 @@ from services.aggregator.tensors import (
     read_pieces,
     read_tensor,
 )
+from services.common.digests import Buffer
 from services.common.threads import WorkerPool
 from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch, ValueOutOfRange
 from shelora.plan.plan import Plan
@@ -47,7 +48,7 @@ class Unread:
 
     good_bytes = 0
 
-    def add(self, _offset: int, _data: bytes) -> None:
+    def add(self, _offset: int, _data: Buffer) -> None:
         """Look at nothing."""
 
 

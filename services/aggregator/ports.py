@@ -8,6 +8,7 @@ from typing import Protocol
 
 from services.aggregator.domain import BasisResult, CohortMember, ExpectedPayload
 from services.common.blobs import Blob
+from services.common.digests import Buffer
 from shelora.he.parameters import CkksParameters
 from shelora.plan.plan import Plan
 
@@ -58,7 +59,7 @@ class Arriving(Protocol):
 
     good_bytes: int
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: Buffer) -> None:
         """Look at bytes that have just been staged; in a thread, never twice at once. Offset 0 begins again."""
         ...
 

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from services.common.blobs import Blob
+from services.common.digests import Buffer
 from services.common.seals import PIECE_BYTES, Seal
 from shelora.errors import SizeMismatch, StoredBytesCorrupt
 from shelora.he.parameters import CkksParameters
@@ -44,7 +45,7 @@ class ArrivingResidues:
         self.good_bytes = 0
         self._modulus = np.uint64(modulus)
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: Buffer) -> None:
         """Look at the bytes at this position; at offset 0 everything begins again."""
         if offset == 0:
             self.good_bytes = 0

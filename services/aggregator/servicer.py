@@ -15,6 +15,7 @@ from services.aggregator import codec
 from services.aggregator.domain import Piece
 from services.aggregator.revocations import Revocations
 from services.aggregator.service import AggregatorService
+from services.aggregator.upload_codec import read_part
 from services.common.blobs import Blob, BlobStore
 from services.common.codec import parameters_from_proto
 from services.common.identity import Identity, Role, require_role
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 SILENCE_S: Final = 60.0
 """Longest wait for the next message of an upload."""
+
+_ROUNDS: Final = aggregator_pb2.DESCRIPTOR.services_by_name["RoundService"].full_name
 
 
 class Door:
@@ -183,13 +186,11 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         )
 
     async def _take(self, messages: _Messages, context: Context) -> aggregator_pb2.UploadResponse:
-        first = await messages.next()
-        if first is None or first.WhichOneof("part") != "header":
+        header = await messages.next()
+        if not isinstance(header, aggregator_pb2.UploadHeader):
             raise MalformedPayload("upload: expected a header first, got something else", hint="send the header first")
-        identity = self._door.admit(context, Role.AGENT, federation=first.header.federation)
-        receipt = await self._service.upload(
-            identity, codec.ticket_from_proto(first.header), _Pieces(messages, context)
-        )
+        identity = self._door.admit(context, Role.AGENT, federation=header.federation)
+        receipt = await self._service.upload(identity, codec.ticket_from_proto(header), _Pieces(messages, context))
         return aggregator_pb2.UploadResponse(accepted_bytes=receipt.accepted_bytes, duplicate=receipt.duplicate)
 
     async def Download(
@@ -232,14 +233,13 @@ class _Messages:
         self._context = context
         self._patience = patience
 
-    async def next(self) -> aggregator_pb2.UploadRequest | None:
-        """The next message, None at the end."""
+    async def next(self) -> Any:
+        """What the next message brings (an `UploadPart`), EOF at the end."""
         self._patience.begin()
         try:
-            message = await self._context.read()
+            return await self._context.read()
         finally:
             self._patience.end()
-        return None if message is grpc.aio.EOF else message
 
 
 class _Pieces:
@@ -259,15 +259,14 @@ class _Pieces:
     async def __anext__(self) -> Piece:
         if self._position is None:
             await self._context.send_initial_metadata(())
-        message = await self._messages.next()
-        if message is None:
+        piece = await self._messages.next()
+        if piece is grpc.aio.EOF:
             raise StopAsyncIteration
-        if message.WhichOneof("part") != "chunk":
+        if not isinstance(piece, Piece):
             raise MalformedPayload("upload: expected chunks after the header, got something else")
-        chunk = message.chunk
-        data = check_order(chunk, chunk.offset if self._position is None else self._position)
-        self._position = chunk.offset + len(data)
-        return Piece(chunk.offset, data, chunk.crc32)
+        check_order(piece.offset, piece.data, piece.offset if self._position is None else self._position)
+        self._position = piece.offset + len(piece.data)
+        return piece
 
 
 async def _stored_chunks(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIterator[types_pb2.Chunk]:
@@ -283,6 +282,15 @@ async def _stored_chunks(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIter
         ) from error
 
 
+def _upload_handler(servicer: RoundServicer) -> Any:
+    """In place of the generated one, whose deserializer copies."""
+    return grpc.stream_unary_rpc_method_handler(
+        cast("Any", servicer.Upload),
+        request_deserializer=read_part,
+        response_serializer=aggregator_pb2.UploadResponse.SerializeToString,
+    )
+
+
 def registration(
     service: AggregatorService, blobs: BlobStore, revocations: Revocations, *, silence_s: float = SILENCE_S
 ) -> Callable[[grpc.aio.Server], None]:
@@ -294,5 +302,6 @@ def registration(
         rounds = RoundServicer(service, door, blobs, silence_s=silence_s)
         aggregator_pb2_grpc.add_FederationServiceServicer_to_server(federations, server)
         aggregator_pb2_grpc.add_RoundServiceServicer_to_server(rounds, server)
+        server.add_registered_method_handlers(_ROUNDS, {"Upload": _upload_handler(rounds)})
 
     return register

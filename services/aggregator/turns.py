@@ -36,6 +36,11 @@ class Turn:
         self._loop = asyncio.get_running_loop()
         self._patience = Patience(_TURN_S, self._lose)
 
+    @property
+    def held(self) -> bool:
+        """Whether this stream has its turn."""
+        return self._held
+
     async def next(self, pieces: AsyncIterator[Piece]) -> Piece | None:
         """The next piece, asked for once it is this stream's turn unless its sender is slow; None at the end."""
         if not self._slow:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
@@ -34,6 +36,9 @@ from shelora.errors import (
 )
 
 _log = structlog.get_logger(__name__)
+
+_THREADS: Final = 2 * STREAMS + 2
+"""Two for every stream with a turn, one to stage and one to sync, and some for those without."""
 
 _REFUSALS = (MalformedInput, WrongState, Conflict, NotFound)
 """Errors after which the payload certainly was not accepted."""
@@ -96,6 +101,7 @@ class Uploads:
         self._limits = limits
         self._locks: WeakValueDictionary[PayloadName, asyncio.Lock] = WeakValueDictionary()
         self._turns = asyncio.Semaphore(STREAMS)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="intake")
         self._staged: dict[PayloadName, Staged] = {}
         self._finishing: set[asyncio.Task[UploadReceipt]] = set()
 
@@ -218,6 +224,8 @@ class Uploads:
             incoming.lock,
             lambda: self._staging_of(name, ticket, incoming.expected),
             lambda: self._still_wanted(name, ticket, seen),
+            lambda: turn.held,
+            self._threads,
         )
         try:
             while (piece := await turn.next(iterator)) is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from services.common.digests import Buffer
 from services.common.seals import Seal
 from shelora.errors import InvalidIdentifier
 
@@ -62,7 +63,7 @@ class Staging(Protocol):
         """Bytes staged so far."""
         ...
 
-    def append(self, offset: int, data: bytes) -> None:
+    def append(self, offset: int, data: Buffer) -> None:
         """Add bytes at the end; they survive the death of the process as soon as this returns."""
         ...
 

@@ -6,12 +6,15 @@ Digests of short things (keys, plans, audit records, models) are SHA-256 through
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from blake3 import blake3
 
 DIGEST_BYTES: Final = 32
 """Length of a digest."""
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+"""Bytes in memory."""
 
 
 def digester() -> blake3:
@@ -19,7 +22,7 @@ def digester() -> blake3:
     return blake3()
 
 
-def digest_of(data: bytes | bytearray | memoryview) -> bytes:
+def digest_of(data: Buffer) -> bytes:
     """Digest of bytes in memory, bytes[32]; large ones on all cores."""
     digest: bytes = blake3(data, max_threads=blake3.AUTO).digest()
     return digest

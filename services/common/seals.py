@@ -16,7 +16,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from services.common.digests import digester
+from services.common.digests import Buffer, digester
 
 PIECE_BYTES: Final = 256 << 10
 """Bytes under one tag: they stay in a core's cache from the read to the last use."""
@@ -25,8 +25,6 @@ _KEY_BITS: Final = 256
 _READ_BYTES: Final = 4 * PIECE_BYTES
 _PREFIX_BYTES: Final = 8
 _INDEX_BYTES: Final = 4
-
-Buffer = bytes | bytearray | memoryview
 
 
 class SealKey:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.blob_store import Blob, check_key
+from services.common.digests import Buffer
 from services.common.files import full_disk_refused, make_folders
 from services.common.seals import Sealing, SealKey, measure
 from services.common.threads import in_thread
@@ -55,7 +56,7 @@ class StagingArea:
         file.unlink(missing_ok=True)
         self._sealings.pop(file, None)
 
-    def note(self, file: Path, offset: int, data: bytes) -> None:
+    def note(self, file: Path, offset: int, data: Buffer) -> None:
         """Hash what was just appended; possible as long as this process has seen all bytes before."""
         sealing = Sealing(self._key) if offset == 0 else self._sealings.get(file)
         if sealing is None or sealing.size_bytes != offset:
@@ -93,7 +94,7 @@ class DirectoryStaging:
         except FileNotFoundError:
             return 0
 
-    def append(self, offset: int, data: bytes) -> None:
+    def append(self, offset: int, data: Buffer) -> None:
         """Add bytes at the end; they survive the death of the process (not of the machine) as soon as this returns.
 
         Args:

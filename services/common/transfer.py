@@ -9,7 +9,7 @@ from typing import Final
 
 from zlib_ng import zlib_ng
 
-from services.common.digests import DIGEST_BYTES, digest_of, digest_of_file
+from services.common.digests import DIGEST_BYTES, Buffer, digest_of, digest_of_file
 from services.common.files import full_disk_refused, make_folders, sync_folder
 from services.common.threads import in_thread
 from shelora.errors import ChecksumMismatch, MalformedPayload, OffsetMismatch, PayloadTooLarge, SizeMismatch
@@ -75,39 +75,36 @@ def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
         OffsetMismatch: it does not continue at the expected offset.
         ChecksumMismatch: the data do not match the CRC-32.
     """
-    data = check_order(chunk, expected_offset)
+    data = chunk.data
+    check_order(chunk.offset, data, expected_offset)
     check_crc(chunk.offset, data, chunk.crc32)
     return data
 
 
-def check_order(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
+def check_order(offset: int, data: Buffer, expected_offset: int) -> None:
     """Check everything about a received chunk but its CRC-32.
 
     Args:
-        chunk: as received.
+        offset: position in the payload, as received.
+        data: as received.
         expected_offset: bytes of the payload already held.
-
-    Returns:
-        Its data, for `check_crc`.
 
     Raises:
         MalformedPayload, PayloadTooLarge, OffsetMismatch: see `check_chunk`.
     """
-    data = chunk.data
     if not data:
-        raise MalformedPayload(f"chunk at offset {chunk.offset}: expected 1 to {MAX_CHUNK_BYTES} bytes, got none")
+        raise MalformedPayload(f"chunk at offset {offset}: expected 1 to {MAX_CHUNK_BYTES} bytes, got none")
     if len(data) > MAX_CHUNK_BYTES:
         raise PayloadTooLarge(f"chunk: expected at most {MAX_CHUNK_BYTES} bytes, got {len(data)}")
-    if chunk.offset != expected_offset:
+    if offset != expected_offset:
         raise OffsetMismatch(
-            f"chunk: expected offset {expected_offset}, got {chunk.offset}",
+            f"chunk: expected offset {expected_offset}, got {offset}",
             hint="ask how many bytes are held and continue there",
             context={"staged_bytes": str(expected_offset)},
         )
-    return data
 
 
-def check_crc(offset: int, data: bytes, crc32: int) -> None:
+def check_crc(offset: int, data: Buffer, crc32: int) -> None:
     """Check the data of one chunk.
 
     Args:

@@ -14,6 +14,7 @@ from services.aggregator.compute import LocalCompute
 from services.aggregator.domain import BasisResult, CohortMember
 from services.common.blobs import Blob, DirectoryBlobStore
 from services.common.database import Database
+from services.common.digests import Buffer
 from services.common.staging import DirectoryStaging
 from shelora.he.parameters import CkksParameters
 from shelora.plan import Plan
@@ -97,7 +98,7 @@ class MortalStaging:
     def size_bytes(self) -> int:
         return self._staging.size_bytes
 
-    def append(self, offset: int, data: bytes) -> None:
+    def append(self, offset: int, data: Buffer) -> None:
         self._fate.require_life()
         self._staging.append(offset, data)
         self._fate.pass_line()

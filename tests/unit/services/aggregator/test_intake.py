@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from services.aggregator import intake
 from services.aggregator.domain import Piece
-from services.aggregator.intake import BACKLOG, Intake, Staged
+from services.aggregator.intake import BACKLOG, LINGER_S, Intake, Staged
 from services.common.blobs import DirectoryBlobStore
 from shelora.errors import ChecksumMismatch, SizeMismatch, StorageFull
 
@@ -49,8 +52,21 @@ def lock():
     return asyncio.Lock()
 
 
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
 async def yes():
     return True
+
+
+async def until(reached):
+    end = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
 
 
 SIZE = len(DATA)
@@ -72,14 +88,18 @@ class Onlooker:
         self.seen.append((offset, data))
 
 
-def make(staging, lock, wanted=yes, size_bytes=SIZE, arriving=None):
-    staged = Staged(b"digest", staging, arriving or Onlooker())
-    return Intake(size_bytes, lock, lambda: staged, wanted)
+@pytest.fixture
+def make(staging, lock, executor):
+    def made(wanted=yes, size_bytes=SIZE, arriving=None, hurried=True):
+        staged = Staged(b"digest", staging, arriving or Onlooker())
+        return Intake(size_bytes, lock, lambda: staged, wanted, lambda: hurried, executor)
+
+    return made
 
 
-async def test_everything_is_staged_in_order(staging, lock):
+async def test_everything_is_staged_in_order(staging, lock, make):
     staging.gate.set()
-    taking = make(staging, lock)
+    taking = make()
     for piece in PIECES:
         assert await taking.put(piece)
     assert await taking.end()
@@ -87,18 +107,18 @@ async def test_everything_is_staged_in_order(staging, lock):
     assert not lock.locked()
 
 
-async def test_what_is_staged_is_looked_at(staging, lock):
+async def test_what_is_staged_is_looked_at(staging, lock, make):
     staging.gate.set()
     onlooker = Onlooker()
-    taking = make(staging, lock, arriving=onlooker)
+    taking = make(arriving=onlooker)
     with pytest.raises(ChecksumMismatch):
         await take(taking, PIECES[0], PIECES[1], Piece(2 * CUT, PIECES[2].data, 7))
     await taking.settle()
     assert onlooker.seen == [(piece.offset, piece.data) for piece in PIECES[:2]]
 
 
-async def test_a_slow_disk_keeps_the_sender_waiting(staging, lock):
-    taking = make(staging, lock)
+async def test_a_slow_disk_keeps_the_sender_waiting(staging, lock, make):
+    taking = make()
     took = 0
 
     async def send():
@@ -117,10 +137,10 @@ async def test_a_slow_disk_keeps_the_sender_waiting(staging, lock):
     assert staging.path.read_bytes() == DATA
 
 
-async def test_the_disk_begins_before_the_end(staging, lock, monkeypatch):
+async def test_the_disk_begins_before_the_end(staging, lock, make, monkeypatch):
     monkeypatch.setattr(intake, "SYNC_BYTES", 3 * CUT)
     staging.gate.set()
-    taking = make(staging, lock)
+    taking = make()
     for piece in PIECES:
         await taking.put(piece)
         await asyncio.sleep(0.01)
@@ -128,40 +148,122 @@ async def test_the_disk_begins_before_the_end(staging, lock, monkeypatch):
     assert 2 <= staging.synced <= len(PIECES) // 3
 
 
-async def test_nothing_is_staged_that_is_not_wanted_any_more(staging, lock):
+class Wish:
+    """Whether more is wanted, until the test changes its mind."""
+
+    def __init__(self):
+        self.lasts = True
+
+    async def __call__(self):
+        return self.lasts
+
+
+async def test_nothing_is_staged_that_is_not_wanted_any_more(staging, lock, make):
     staging.gate.set()
-    answers = iter([True, False])
-
-    async def wanted():
-        return next(answers)
-
-    taking = make(staging, lock, wanted)
+    wish = Wish()
+    taking = make(wish)
     assert await taking.put(PIECES[0])
-    await asyncio.sleep(0.05)
+    await until(lambda: staging.size_bytes == CUT)
+    wish.lasts = False
     assert not await taking.put(PIECES[1])
+    await taking.settle()
     assert staging.size_bytes == CUT
     assert not lock.locked()
 
 
-async def test_end_says_when_the_rest_is_not_wanted(staging, lock):
-    answers = iter([True, False])
+async def test_nothing_is_staged_when_another_stream_was_faster(staging, lock, make):
+    staging.gate.set()
+    wish = Wish()
+    await lock.acquire()
+    putting = asyncio.create_task(make(wish).put(PIECES[0]))
+    await asyncio.sleep(0.01)
+    wish.lasts = False
+    lock.release()
+    assert not await putting
+    assert staging.size_bytes == 0
+    assert not lock.locked()
 
-    async def wanted():
-        staging.gate.set()
-        return next(answers)
 
-    taking = make(staging, lock, wanted)
-    taking._backlog.append(PIECES[0])
-    assert await taking.put(PIECES[1])
-    await taking.settle()
-    taking._backlog.append(PIECES[2])
+async def test_end_says_when_the_payload_is_not_wanted_any_more(staging, lock, make):
+    staging.gate.set()
+    wish = Wish()
+    taking = make(wish, hurried=False)
+    assert await taking.put(PIECES[0])
+    await until(lambda: not lock.locked())
+    wish.lasts = False
     assert not await taking.end()
+    assert staging.size_bytes == CUT
+
+
+@pytest.mark.parametrize(("hurried", "expected"), [(True, {1}), (False, set(range(2, len(PIECES) + 2)))])
+async def test_a_thread_waits_for_the_next_piece_of_a_fast_sender(staging, lock, executor, hurried, expected):
+    staging.gate.set()
+    staged, begun = Staged(b"digest", staging, Onlooker()), 0
+
+    def begin():
+        nonlocal begun
+        begun += 1
+        return staged
+
+    taking = Intake(SIZE, lock, begin, yes, lambda: hurried, executor)
+    for piece in PIECES:
+        await taking.put(piece)
+        await asyncio.sleep(LINGER_S / 20)
+    await taking.end()
+    assert staging.path.read_bytes() == DATA
+    assert begun in expected
+
+
+class Late:
+    """A backlog that finds nothing just before a piece comes."""
+
+    def __init__(self):
+        self._queue: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._taken = 0
+        self.looks = threading.Event()
+        self.gate = threading.Event()
+
+    def get(self, timeout):
+        self._taken += 1
+        if self._taken == 2:
+            self.looks.set()
+            assert self.gate.wait(10)
+            raise queue.Empty
+        return self._queue.get(timeout=timeout)
+
+    def __getattr__(self, name):
+        return getattr(self._queue, name)
+
+
+async def test_a_piece_that_comes_as_the_thread_gives_up_is_not_left_behind(staging, make):
+    staging.gate.set()
+    taking = make()
+    taking._backlog = late = Late()
+    assert await taking.put(PIECES[0])
+    await until(late.looks.is_set)
+    assert await taking.put(PIECES[1])
+    late.gate.set()
+    await until(lambda: staging.size_bytes == 2 * CUT)
+    assert await taking.end()
+
+
+async def test_a_sender_that_pauses_keeps_nobody_out_for_long(staging, lock, make):
+    staging.gate.set()
+    taking = make()
+    await taking.put(PIECES[0])
+    assert lock.locked()
+    began = time.monotonic()
+    async with lock:
+        assert time.monotonic() - began < 20 * LINGER_S
+        assert staging.size_bytes == CUT
+    assert await taking.put(PIECES[1])
+    assert await taking.end()
     assert staging.size_bytes == 2 * CUT
 
 
-async def test_damaged_piece_is_refused_and_those_before_stay(staging, lock):
+async def test_damaged_piece_is_refused_and_those_before_stay(staging, lock, make):
     staging.gate.set()
-    taking = make(staging, lock)
+    taking = make()
     await taking.put(PIECES[0])
     with pytest.raises(ChecksumMismatch, match="offset 1000"):
         await take(taking, Piece(CUT, PIECES[1].data, 7))
@@ -170,15 +272,15 @@ async def test_damaged_piece_is_refused_and_those_before_stay(staging, lock):
     assert not lock.locked()
 
 
-async def test_more_bytes_than_announced_are_refused(staging, lock):
+async def test_more_bytes_than_announced_are_refused(staging, lock, make):
     staging.gate.set()
-    taking = make(staging, lock, size_bytes=CUT + 1)
+    taking = make(size_bytes=CUT + 1)
     with pytest.raises(SizeMismatch, match="expected 1001 bytes, got 2000 or more"):
         await take(taking, *PIECES[:2])
     assert staging.size_bytes == 0
 
 
-async def test_a_disk_that_fails_is_told_with_the_next_piece(staging, lock, monkeypatch):
+async def test_a_disk_that_fails_is_told_with_the_next_piece(staging, lock, make, monkeypatch):
     monkeypatch.setattr(intake, "SYNC_BYTES", 1)
     staging.gate.set()
 
@@ -186,7 +288,7 @@ async def test_a_disk_that_fails_is_told_with_the_next_piece(staging, lock, monk
         raise StorageFull("no space left")
 
     staging.sync = full
-    taking = make(staging, lock)
+    taking = make()
     with pytest.raises(StorageFull):
         await take(taking, *PIECES)
     await taking.settle()
