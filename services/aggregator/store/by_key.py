@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
-_INSERTS: Final[Mapping[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_NAMED: Final = sqlite.dialect(paramstyle="named")
 
 
 async def select(connection: Connection, table: sa.Table, **equal: Any) -> sa.MappingResult:
@@ -34,7 +34,7 @@ async def update(connection: Connection, table: sa.Table, equal: Mapping[str, An
 
 async def put(connection: Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
     """Add a row, or replace the other columns of the one with its primary key."""
-    await connection.execute(_upsert(connection.dialect.name, table, tuple(row)), dict(row))
+    await connection.execute(_upsert(table, tuple(row)), dict(row))
 
 
 def _bound(equal: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,9 +61,11 @@ def _update(table: sa.Table, columns: tuple[str, ...]) -> sa.Update:
 
 
 @functools.cache
-def _upsert(dialect: str, table: sa.Table, columns: tuple[str, ...]) -> sa.Insert:
+def _upsert(table: sa.Table, columns: tuple[str, ...]) -> sa.TextClause:
+    """As text, which is the same for SQLite and PostgreSQL: an upsert as an expression is rendered at every call."""
     key = [column.name for column in table.primary_key]
-    added = _INSERTS[dialect](table)
+    added = sqlite.insert(table).values({column: sa.bindparam(column) for column in columns})
     replaced = {column: added.excluded[column] for column in columns if column not in key}
-    upsert: sa.Insert = added.on_conflict_do_update(index_elements=key, set_=replaced)
-    return upsert
+    upsert = added.on_conflict_do_update(index_elements=key, set_=replaced)
+    values = (sa.bindparam(column, type_=table.c[column].type) for column in columns)
+    return sa.text(str(upsert.compile(dialect=_NAMED))).bindparams(*values)
