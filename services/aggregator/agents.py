@@ -123,7 +123,7 @@ class Agents:
             due_s = 0.0
             while True:
                 self._hub.require_open()
-                signal = self._hub.signal(federation)
+                signal = self._hub.signal(federation, identity.name)
                 silent = self._clock.monotonic_s() >= due_s
                 # After a silence the database is asked, so that no view stays old for long.
                 stored = await (self._ledger.read(federation) if silent else self._ledger.glance(federation))

@@ -1,9 +1,9 @@
-"""Wakes whoever waits for a change of a federation, and knows which agents are listening."""
+"""Wakes whoever a change of a federation concerns, and knows which agents are listening."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,9 +15,12 @@ from shelora.errors import Draining
 ANY: Final = ""
 """Stands for federations that do not exist yet."""
 
+ANYBODY: Final = ""
+"""Stands for those who wait for all changes of a federation."""
+
 
 class Hub:
-    """One wake-up per federation.
+    """Wake-ups for changes of a federation, and for those that concern one agent.
 
     A waiter takes the signal first, looks at the state, and then waits for that signal: a change in between is never
     missed.
@@ -25,18 +28,24 @@ class Hub:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._signals: dict[str, anyio.Event] = {}
+        self._signals: dict[str, dict[str, anyio.Event]] = {}
         self._closed = False
 
-    def signal(self, name: str) -> anyio.Event:
-        """What the next `notify` of this federation sets."""
-        return self._signals.setdefault(name, anyio.Event())
+    def signal(self, name: str, agent: str = ANYBODY) -> anyio.Event:
+        """What the next change of this federation sets, or the next one that concerns the agent."""
+        signals = self._signals.setdefault(name, {})
+        signal = signals.get(agent)
+        if signal is None:
+            signal = signals[agent] = anyio.Event()
+        return signal
 
-    def notify(self, name: str) -> None:
-        """Wake everybody who waits for this federation."""
-        signal = self._signals.pop(name, None)
-        if signal is not None:
-            signal.set()
+    def notify(self, name: str, concerned: Iterable[str] | None = None) -> None:
+        """Wake who waits for any change, and the agents it concerns; all of them when none are named."""
+        signals = self._signals.get(name, {})
+        for waiter in list(signals) if concerned is None else (ANYBODY, *concerned):
+            signal = signals.pop(waiter, None)
+            if signal is not None:
+                signal.set()
 
     async def wait(self, signal: anyio.Event, timeout_s: float | None) -> None:
         """Wait for the signal, or until the time is over."""

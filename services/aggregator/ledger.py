@@ -18,7 +18,7 @@ from services.aggregator.store import Connection, StoredFederation
 from services.common.clock import Clock
 from services.common.database import Database
 from shelora.rounds import Event as MachineEvent
-from shelora.rounds import Record, Round, RoundEnded, transition
+from shelora.rounds import Record, Round, RoundEnded, concerned, transition
 
 Result = TypeVar("Result")
 
@@ -122,7 +122,7 @@ class Ledger:
             raise
         self._remember(change.stored)
         if change.changed:
-            self._hub.notify(name)
+            self._hub.notify(name, _concerned(change.before, change.stored))
         return result
 
     async def emit(self, label: str, name: str, event: MachineEvent) -> StoredFederation:
@@ -186,6 +186,12 @@ class Ledger:
         known = self._latest.get(stored.name)
         if known is None or stored.revision >= known.revision:
             self._latest[stored.name] = stored
+
+
+def _concerned(before: StoredFederation, after: StoredFederation) -> frozenset[str] | None:
+    """Agents whose views a change may alter, None for all."""
+    but_for_state = replace(after, state=before.state, revision=before.revision, next_sequence=before.next_sequence)
+    return concerned(before.state, after.state) if but_for_state == before else None
 
 
 def _shortened(text: str) -> str:

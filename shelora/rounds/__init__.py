@@ -37,7 +37,7 @@ from shelora.rounds.machine import transition
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 from shelora.rounds.round import Member, Round
 from shelora.rounds.strategy import JOINT, Computation, Gate, PhaseRule, Strategy, Timer, strategy_named
-from shelora.rounds.views import task_for, vote_columns
+from shelora.rounds.views import concerned, task_for, vote_columns
 
 __all__ = [
     "FOLD_TERMS",
@@ -83,6 +83,7 @@ __all__ = [
     "admit_cipher",
     "admit_factors",
     "awaits",
+    "concerned",
     "pending",
     "registered",
     "running_round",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from shelora.rounds.phases import RoundPhase
 from shelora.rounds.strategy import FINAL_PHASES
@@ -76,30 +77,35 @@ class Round:
         """Whether it was published or abandoned."""
         return self.phase in FINAL_PHASES
 
-    @property
+    @cached_property
     def candidates(self) -> tuple[Member, ...]:
         """Members whose factors are in and who have not left, by name."""
         return tuple(member for _, member in sorted(self.members.items()) if member.uploaded and not member.left)
 
-    @property
+    @cached_property
     def cohort(self) -> tuple[Member, ...]:
         """The closed cohort in the order of the layout (by name); empty before it closes."""
         return tuple(member for _, member in sorted(self.members.items()) if member.in_cohort)
 
-    @property
+    @cached_property
     def complete(self) -> tuple[Member, ...]:
         """Cohort members whose ciphertext is complete, by name."""
         return tuple(member for member in self.cohort if member.complete)
 
-    @property
+    @cached_property
     def awaited(self) -> tuple[Member, ...]:
         """Cohort members whose ciphertext may still come, by name."""
         return tuple(member for member in self.cohort if not member.complete and not member.left)
 
-    @property
+    @cached_property
     def counted(self) -> tuple[Member, ...]:
         """Members that the published average contains, by name; empty before they are fixed."""
         return tuple(member for member in self.cohort if member.counted)
+
+    @cached_property
+    def first_plain(self) -> tuple[int, ...]:
+        """Per module the columns that every counted member has encrypted; empty before they are fixed."""
+        return tuple(map(min, zip(*(member.columns for member in self.counted), strict=True)))
 
     def weights(self) -> dict[str, float]:
         """Each cohort member's share of the cohort's examples; they sum to 1."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
 from shelora.rounds.federation import Federation
 from shelora.rounds.phases import AgentTask
 from shelora.rounds.round import Round
@@ -56,3 +60,36 @@ def vote_columns(state: Federation, widths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(
         max((level for level in levels if level < n), default=0) for levels, n in zip(plan.levels, widths, strict=True)
     )
+
+
+def concerned(before: Federation, after: Federation) -> frozenset[str] | None:
+    """Agents that have something new to know after a step; with thousands of them it is not for all to look.
+
+    All agents know the same but for their tasks, and those follow from their own registration, ballot and membership.
+
+    Args:
+        before: any state.
+        after: what became of it.
+
+    Returns:
+        Names, or None when what all know has changed.
+    """
+    if _common(before) != _common(after):
+        return None
+    received = [frozenset[str]() if state.ballot is None else state.ballot.received for state in (before, after)]
+    members: list[Mapping[str, Any]] = [{} if state.round is None else state.round.members for state in (before, after)]
+    return frozenset((*_differing(before.agents, after.agents), *_differing(*members), *(received[0] ^ received[1])))
+
+
+def _common(state: Federation) -> tuple[object, ...]:
+    ballot = None if state.ballot is None else (state.ballot.attempt, state.ballot.closed)
+    round_ = None if state.round is None else replace(state.round, members={})
+    return replace(state, agents={}, ballot=None, round=None), ballot, round_
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Keys whose values differ."""
+    yield from before.keys() - after.keys()
+    for key, value in after.items():
+        if before.get(key) != value:
+            yield key

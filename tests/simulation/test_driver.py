@@ -263,6 +263,32 @@ async def test_hub_never_misses_a_change_between_look_and_wait(world):
     assert hub.signal("ward") is not signal
 
 
+async def test_hub_wakes_those_whom_a_change_concerns(world):
+    hub = Hub(world.clock)
+    anybody, one, other = hub.signal("ward"), hub.signal("ward", "agent-1"), hub.signal("ward", "agent-2")
+    elsewhere = hub.signal("clinic", "agent-1")
+    hub.notify("ward", {"agent-1", "agent-3"})
+    assert (anybody.is_set(), one.is_set(), other.is_set(), elsewhere.is_set()) == (True, True, False, False)
+    assert hub.signal("ward", "agent-2") is other
+    again = hub.signal("ward", "agent-1")
+    hub.notify("ward")
+    assert again.is_set()
+    assert other.is_set()
+    assert not elsewhere.is_set()
+    hub.close()
+    assert elsewhere.is_set()
+
+
+async def test_agents_are_woken_by_what_concerns_them(training):
+    first, second, third = training.devices[:3]
+    await training.act(first)
+    signals = {device.name: training.service.hub.signal(FEDERATION, device.name) for device in (first, second, third)}
+    await training.act(second)
+    assert [signal.is_set() for signal in signals.values()] == [False, True, False]
+    await training.act(third)
+    assert all(signal.is_set() for signal in signals.values())
+
+
 async def test_only_the_last_rounds_are_kept_when_asked():
     folder = temporary_folder()
     async with World(folder, make_spec(rounds=4), DriverOptions(keep_rounds=2, resume_grace_s=5)) as world:

@@ -32,9 +32,11 @@ from shelora.rounds import (
     Stopped,
     Ticked,
     awaits,
+    concerned,
     pending,
     task_for,
     transition,
+    vote_columns,
 )
 from unit.shelora.rounds.game import WIDTH, Game, rules
 
@@ -107,6 +109,7 @@ class Run:
                 self.ended[effect.round.number] = effect.round
         check_state(after)
         check_progress(before, after)
+        check_concerned(before, after)
         settled, effects = transition(after, Ticked(), self.game.now_ms)
         assert (settled, effects) == (after, ()), "gates that could open were left closed"
 
@@ -151,6 +154,20 @@ def check_state(state: Federation) -> None:
         assert state.round.plan_version == state.plan.version
     if state.round is not None:
         check_round(state.round, state.rules.quorum)
+
+
+def check_concerned(before: Federation, after: Federation) -> None:
+    """Nobody else has anything new to know."""
+    named = concerned(before, after)
+    for agent in AGENTS:
+        assert named is None or agent in named or told(before, agent) == told(after, agent)
+
+
+def told(state: Federation, agent: str) -> tuple[object, ...]:
+    """All that the view of an agent is made of."""
+    round_ = None if state.round is None else (state.round.number, state.round.phase)
+    common = (state.plan, state.next_deadline_ms, state.last_published_round, state.rounds, state.reason)
+    return state.state, task_for(state, agent), round_, common, vote_columns(state, (WIDTH, WIDTH))
 
 
 def check_round(round_: Round, quorum: int) -> None:

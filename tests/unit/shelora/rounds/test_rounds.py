@@ -20,10 +20,12 @@ from shelora.rounds import (
     FactorsReceived,
     FederationState,
     FoldResidues,
+    Resumed,
     RoundEnded,
     RoundPhase,
     Ticked,
     awaits,
+    concerned,
     pending,
     task_for,
 )
@@ -62,6 +64,25 @@ def test_agent_that_left_cannot_come_back_into_the_round():
     assert task_for(game.state, "a") is AgentTask.WAIT
     with pytest.raises(NotInCohort, match="busy"):
         game.factors("a")
+
+
+def test_a_step_concerns_those_who_have_something_new_to_know():
+    game = Game().started("a", "b", "c")
+
+    def concerns(act, *agents):
+        before = game.state
+        act(*agents)
+        return concerned(before, game.state)
+
+    assert concerned(game.state, game.state) == frozenset()
+    assert concerns(game.register, "d") == {"d"}
+    assert concerns(game.factors, "a") is None  # The phase is another one now.
+    assert concerns(game.factors, "b") == {"b"}
+    assert concerns(game.do, AgentLeft(1, "d", "busy")) == {"d"}
+    assert concerns(game.factors, "c") is None
+    assert concerns(game.basis) is None
+    assert concerns(game.cipher, "a") == {"a"}
+    assert concerns(game.do, Resumed(10 * CIPHER_MS)) is None
 
 
 def test_deadline_closes_the_cohort_with_a_quorum_and_abandons_without():
