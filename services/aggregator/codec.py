@@ -220,10 +220,14 @@ def download_to_proto(download: Download) -> aggregator_pb2.DownloadHeader:
         plan_version=download.plan.version,
         epoch=download.plan.epoch,
         layout_digest=download.layout_digest,
-        members=[_member_to_proto(member) for member in download.members],
+        cohort=[
+            aggregator_pb2.CohortMember(agent=member.agent, rank=member.rank, counted=member.counted)
+            for member in download.cohort
+        ],
         weight=download.weight,
         total_weight=download.total_weight,
         plan=plan_to_proto(download.plan, download.negotiated_by),
+        first_plain=download.first_plain,
     )
 
 

@@ -12,6 +12,7 @@ from shelora.he.parameters import CkksParameters
 from shelora.plan.packing import Packing
 from shelora.plan.plan import Negotiation, Plan
 from shelora.plan.shapes import ModelShapes
+from shelora.rounds import Member
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 
 
@@ -221,16 +222,20 @@ class MemberSummary:
 
 @dataclass(frozen=True)
 class Download:
-    """A payload to stream, and the header that goes before it; `blob` is the whole payload."""
+    """A payload to stream, and the header that goes before it; `blob` is the whole payload.
+
+    `first_plain` says per module from which column on a published average is plain.
+    """
 
     blob: Blob
     offset: int
     plan: Plan
     negotiated_by: int
     layout_digest: bytes = b""
-    members: tuple[MemberSummary, ...] = ()
+    cohort: tuple[Member, ...] = ()
     weight: float = 0.0
     total_weight: float = 0.0
+    first_plain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

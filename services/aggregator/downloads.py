@@ -8,7 +8,6 @@ from services.aggregator.ledger import Change, Ledger
 from services.aggregator.plans import layout_digest, plan_of
 from services.aggregator.store import payloads
 from services.aggregator.store.payloads import PayloadKey, StoredPayload
-from services.aggregator.summaries import member_summaries
 from services.common.identity import Identity
 from shelora.errors import (
     CorruptState,
@@ -81,17 +80,16 @@ async def _of_round(change: Change, agent: str, request: DownloadRequest) -> Dow
     found = _present(await payloads.find(change.connection, key), request)
     outline = await _outline(change, round_.plan_version)
     plan = plan_of(change.stored, outline)
-    of_round = await payloads.of_round(change.connection, request.federation, request.round)
-    sizes = {(payload.key.kind, payload.key.agent): payload.blob.size_bytes for payload in of_round}
     return Download(
         blob=found.blob,
         offset=request.offset,
         plan=plan,
         negotiated_by=outline.negotiated_by,
         layout_digest=layout_digest(plan, round_),
-        members=member_summaries(round_, round_.cohort, sizes, {}),
+        cohort=round_.cohort,
         weight=round_.weights().get(agent, 0.0),
         total_weight=round_.total_weight(),
+        first_plain=round_.first_plain,
     )
 
 

@@ -130,18 +130,16 @@ class Averages:
     ) -> AdapterState:
         """The average at the agent's own rank; module after module, unless the whole of it is to be revealed."""
         kit, plan, weight = self._kit, plain.plan, plain.total_weight
-        counted = [member for member in plain.members if member.counted]
-        first_plain = [min(member.columns[index] for member in counted) for index in range(len(layout.modules))]
         dense, parts = layout.unpack(layout.from_reals(values))
         averaged = [dense_average(part, weight) for part in dense]
         modules: Iterable[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = open_modules(
-            load_tensors(plain.path), parts, orders, layout, first_plain, weight
+            load_tensors(plain.path), parts, orders, layout, plain.first_plain, weight
         )
         if kit.reveal:
             modules = list(modules)
             bases, cores = zip(*modules, strict=True) if modules else ((), ())
             opened = AveragedUpdate(bases, cores, tuple(averaged))
-            kit.reveal.average(number, opened, [member.agent for member in counted])
+            kit.reveal.average(number, opened, [member.agent for member in plain.cohort if member.counted])
         trainer = kit.trainer
         return refit(modules, averaged, keys.seed, plan, number, trainer.rank, trainer.scaling, trainer.sent_rank)
 

@@ -120,12 +120,10 @@ def received_from_proto(header: aggregator_pb2.DownloadHeader, path: Path) -> Re
         size_bytes=header.payload.size_bytes,
         plan=plan_from_proto(header.plan),
         layout_digest=header.layout_digest,
-        members=tuple(
-            Member(member.agent, member.rank, tuple(member.encrypted_columns), member.counted)
-            for member in header.members
-        ),
+        cohort=tuple(Member(member.agent, member.rank, member.counted) for member in header.cohort),
         weight=header.weight,
         total_weight=header.total_weight,
+        first_plain=tuple(header.first_plain),
     )
 
 

@@ -105,7 +105,6 @@ class Member:
 
     agent: str
     rank: int
-    columns: tuple[int, ...]
     counted: bool
 
 
@@ -128,15 +127,19 @@ class Upload:
 
 @dataclass(frozen=True)
 class Received:
-    """A downloaded and verified payload with the header it came with."""
+    """A downloaded and verified payload with the header it came with.
+
+    `first_plain` says per module from which column on a published average is plain.
+    """
 
     path: Path
     size_bytes: int
     plan: Plan
     layout_digest: bytes
-    members: tuple[Member, ...]
+    cohort: tuple[Member, ...]
     weight: float
     total_weight: float
+    first_plain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

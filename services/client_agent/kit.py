@@ -96,7 +96,7 @@ def agreed_layout(plan: Plan, received: Received) -> SlotLayout:
 
     Raises: DigestMismatch when both sides derive different ones.
     """
-    layout = plan.layout([member.rank for member in received.members])
+    layout = plan.layout([member.rank for member in received.cohort])
     if layout.digest() != received.layout_digest:
         raise DigestMismatch(
             f"slot layout: derived {layout.digest().hex()[:16]}, the aggregator {received.layout_digest.hex()[:16]}",

@@ -219,6 +219,11 @@ def open_modules(
     Raises:
         ShapeMismatch, MalformedPayload, NonFiniteValue: the published payload does not fit the plan.
     """
+    if len(first_plain) != len(layout.modules):
+        raise MalformedPayload(
+            f"average: expected the first plain column of {len(layout.modules)} modules, got {len(first_plain)}",
+            hint="both sides must run the same version of shelora",
+        )
     for index, (module, rows, order) in enumerate(zip(layout.modules, layout.basis_rows, orders, strict=True)):
         basis = _tensor(tensors, f"{index}.basis", (module.out_features, rows)).astype(np.float64)
         first = first_plain[index]

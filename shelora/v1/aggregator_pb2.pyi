@@ -1577,10 +1577,11 @@ class DownloadHeader(_message.Message):
     PLAN_VERSION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
-    MEMBERS_FIELD_NUMBER: _builtins.int
+    COHORT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     TOTAL_WEIGHT_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    FIRST_PLAIN_FIELD_NUMBER: _builtins.int
     plan_version: _builtins.int
     """Plan version it belongs to."""
     epoch: _builtins.int
@@ -1596,12 +1597,16 @@ class DownloadHeader(_message.Message):
         """Size and digest of the whole payload."""
 
     @_builtins.property
-    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundMember]:
+    def cohort(self) -> _containers.RepeatedCompositeFieldContainer[Global___CohortMember]:
         """Cohort in the order of the layout (projection, cipher, average)."""
 
     @_builtins.property
     def plan(self) -> Global___Plan:
         """Plan in force for that round."""
+
+    @_builtins.property
+    def first_plain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per module the columns that every counted member has encrypted: the average is plain from there on (average, cipher)."""
 
     def __init__(
         self,
@@ -1610,18 +1615,49 @@ class DownloadHeader(_message.Message):
         plan_version: _builtins.int = ...,
         epoch: _builtins.int = ...,
         layout_digest: _builtins.bytes = ...,
-        members: _abc.Iterable[Global___RoundMember] | None = ...,
+        cohort: _abc.Iterable[Global___CohortMember] | None = ...,
         weight: _builtins.float = ...,
         total_weight: _builtins.float = ...,
         plan: Global___Plan | None = ...,
+        first_plain: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "layout_digest", b"layout_digest", "members", b"members", "payload", b"payload", "plan", b"plan", "plan_version", b"plan_version", "total_weight", b"total_weight", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "epoch", b"epoch", "first_plain", b"first_plain", "layout_digest", b"layout_digest", "payload", b"payload", "plan", b"plan", "plan_version", b"plan_version", "total_weight", b"total_weight", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadHeader: _TypeAlias = DownloadHeader  # noqa: Y015
+
+@_typing.final
+class CohortMember(_message.Message):
+    """What the other agents need to know about one agent in one round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """Agent."""
+    rank: _builtins.int
+    """LoRA rank."""
+    counted: _builtins.bool
+    """Whether it counts in the published average."""
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        counted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "counted", b"counted", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CohortMember: _TypeAlias = CohortMember  # noqa: Y015
 
 @_typing.final
 class ReportRoundRequest(_message.Message):

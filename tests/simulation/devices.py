@@ -124,7 +124,7 @@ class Device:
             data = self.residues(number, -(-sum(WIDTHS) // plan.values_per_block))
         else:
             assert projection is not None
-            layout = plan.layout([member.rank for member in projection.members])
+            layout = plan.layout([member.rank for member in projection.cohort])
             assert layout.digest() == projection.layout_digest
             layout_digest = projection.layout_digest
             data = self.residues(number, layout.blocks(self.columns))

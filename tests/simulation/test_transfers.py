@@ -293,7 +293,7 @@ async def test_projection_is_for_members_once_the_cohort_is_closed(training):
     await training.register(late)
     await everybody_acts(training)
     projection = await training.service.open_download(device.identity, request)
-    assert [member.agent for member in projection.members] == ["agent-0", "agent-1", "agent-2"]
+    assert [member.agent for member in projection.cohort] == ["agent-0", "agent-1", "agent-2"]
     assert projection.weight == device.examples / sum(each.examples for each in training.devices[:3])
     assert projection.layout_digest == projection.plan.layout([1, 2, 1]).digest()
     with pytest.raises(NotInCohort):

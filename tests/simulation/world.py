@@ -320,14 +320,14 @@ class World:
         """The published sum is exactly that of the members that count, each once; so is the plain part."""
         total = await self.fetch(reader, PayloadKind.CIPHER, number)
         average = await self.fetch(reader, PayloadKind.AVERAGE, number)
-        counted = [self._device(member.agent) for member in total.members if member.counted]
+        counted = [self._device(member.agent) for member in total.cohort if member.counted]
         names = {(device.index, PayloadKind.CIPHER, number) for device in counted}
         acknowledged = {name for name in self._acknowledged if name[1:] == (PayloadKind.CIPHER, number)}
         assert acknowledged <= names <= self._sent
         assert len(counted) >= self.spec.quorum
 
         check_sum(self.blobs.path(total.blob.key).read_bytes(), self.devices, counted, number)
-        examples = sum(member.examples for member in total.members)
+        examples = sum(member.examples for member in total.cohort)
         weights = {device.name: device.examples / examples for device in counted}
         assert total.total_weight == average.total_weight == sum(weights[device.name] for device in counted)
         check_average(self.blobs.path(average.blob.key).read_bytes(), counted, weights, number)

@@ -375,9 +375,10 @@ class MemoryMembership:
             size_bytes=len(data),
             plan=plan,
             layout_digest=plan.layout([member.rank for member in round_.cohort]).digest(),
-            members=tuple(Member(m.agent, m.rank, m.columns, m.counted) for m in round_.cohort),
+            cohort=tuple(Member(m.agent, m.rank, m.counted) for m in round_.cohort),
             weight=round_.weights().get(self.name, 0.0),
             total_weight=round_.total_weight(),
+            first_plain=round_.first_plain,
         )
 
     async def report_round(self, round_number: int, metrics: Mapping[str, float]) -> None:

@@ -35,7 +35,7 @@ async def cipher_upload(
     view = await agent.until(wire.AGENT_TASK_CIPHER, round_number=number)
     header, projection = await agent.download(kind=wire.PAYLOAD_KIND_PROJECTION, round=number)
     plan = plan_from_proto(header.plan)
-    ranks = [member.rank for member in header.members]
+    ranks = [member.rank for member in header.cohort]
     payload = contribution.ciphertext(plan, ranks, projection, header.weight, number)
     changes = {"layout_digest": header.layout_digest}
     return upload_header(view, wire.PAYLOAD_KIND_CIPHER, payload, **changes), payload, view
@@ -50,15 +50,13 @@ async def send_cipher(agent: Member, contribution: Contribution, number: int) ->
 def open_published(header: wire.DownloadHeader, average: bytes, cipher: bytes, number: int) -> AveragedUpdate:
     """A published average as an agent opens it."""
     plan = plan_from_proto(header.plan)
-    layout = plan.layout([member.rank for member in header.members])
+    layout = plan.layout([member.rank for member in header.cohort])
     assert header.layout_digest == layout.digest()
-    counted = [member for member in header.members if member.counted]
-    modules = range(len(plan.shapes.modules))
     return open_average(
         safetensors.numpy.load(average),
         open_residues(cipher, layout.total_slots),
         orders(plan, number),
         layout,
-        [min(member.encrypted_columns[module] for member in counted) for module in modules],
+        header.first_plain,
         header.total_weight,
     )

@@ -206,7 +206,7 @@ async def test_bad_factors(negotiating, agents, contributions):
 
     published = (await negotiating.federation()).last_published_round
     header, _ = await agents[0].download(kind=wire.PAYLOAD_KIND_AVERAGE, round=published)
-    assert [(member.agent, member.counted) for member in header.members] == [("agent-2", True), ("agent-3", True)]
+    assert [(member.agent, member.counted) for member in header.cohort] == [("agent-2", True), ("agent-3", True)]
     assert header.total_weight == pytest.approx(1.0)
 
 
@@ -225,7 +225,7 @@ async def test_bad_ciphertexts(negotiating, agents, contributions):
 
     header, average = await agents[0].download(kind=wire.PAYLOAD_KIND_AVERAGE, round=1)
     _, cipher = await agents[0].download(kind=wire.PAYLOAD_KIND_CIPHER, round=1)
-    counted = [contributions[member.agent] for member in header.members if member.counted]
+    counted = [contributions[member.agent] for member in header.cohort if member.counted]
     assert [member.agent for member in counted] == ["agent-2", "agent-3"]
     opened = open_published(header, average, cipher, 1)
     dense = sum(member.examples * member.update.dense[0] for member in counted)

@@ -28,6 +28,7 @@ from services.common.blobs import Blob
 from services.common.codec import plan_from_proto
 from shelora.errors import InvalidIdentifier, MalformedInput, MalformedPayload, SheLoraError
 from shelora.plan import Negotiation, Packing
+from shelora.rounds import Member
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 from shelora.v1 import aggregator_pb2 as wire
 from support.aggregator import registration
@@ -113,11 +114,14 @@ def test_agents_events_and_downloads():
     assert codec.event_to_proto(Event(1, 2, "k", 3, "a", "d")) == wire.WatchEventsResponse(
         sequence=1, at_ms=2, kind="k", round=3, agent="a", detail="d"
     )
-    header = codec.download_to_proto(Download(Blob("k", 10, b"s" * 32), 0, PLAN, 3, b"l" * 32, (MEMBER,), 0.5, 1.0))
+    member = Member("agent-1", 4, (10, 6), 30, uploaded=True, in_cohort=True, counted=True)
+    blob = Blob("k", 10, b"s" * 32)
+    header = codec.download_to_proto(Download(blob, 0, PLAN, 3, b"l" * 32, (member,), 0.5, 1.0, (10, 6)))
     assert (header.payload.size_bytes, header.payload.digest, header.layout_digest) == (10, b"s" * 32, b"l" * 32)
     assert (header.weight, header.total_weight, header.epoch, header.plan_version) == (0.5, 1.0, 1, 1)
     assert plan_from_proto(header.plan) == PLAN
-    assert header.members[0].agent == "agent-1"
+    assert list(header.cohort) == [wire.CohortMember(agent="agent-1", rank=4, counted=True)]
+    assert list(header.first_plain) == [10, 6]
 
 
 @pytest.mark.parametrize("kind", PayloadKind)

@@ -111,18 +111,20 @@ def test_an_upload_is_named_by_plan_and_round():
 
 
 def test_a_download_header_comes_over_whole():
-    member = aggregator_pb2.RoundMember(agent="a", rank=4, encrypted_columns=[3, 2], counted=True)
+    member = aggregator_pb2.CohortMember(agent="a", rank=4, counted=True)
     header = aggregator_pb2.DownloadHeader(
         payload=types_pb2.PayloadHeader(size_bytes=11),
         layout_digest=b"d",
-        members=[member],
+        cohort=[member],
         weight=0.25,
         total_weight=0.75,
         plan=plan_to_proto(PLAN),
+        first_plain=[3, 2],
     )
     received = codec.received_from_proto(header, Path("p"))
     assert (received.path, received.size_bytes, received.layout_digest) == (Path("p"), 11, b"d")
-    assert received.members == (Member("a", 4, (3, 2), True),)
+    assert received.cohort == (Member("a", 4, True),)
+    assert received.first_plain == (3, 2)
     assert (received.weight, received.total_weight, received.plan) == (0.25, 0.75, PLAN)
 
 

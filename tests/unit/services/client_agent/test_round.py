@@ -341,6 +341,8 @@ def test_a_published_average_that_does_not_fit_is_refused(opening):
     lacking = {name: tensor for name, tensor in tensors.items() if name != "1.plain"}
     with pytest.raises(MalformedPayload, match=r"lacks tensor '1\.plain'"):
         open_average(lacking, values, orders, layout, first_plain, weight)
+    with pytest.raises(MalformedPayload, match="first plain column of 2 modules, got 1"):
+        open_average(tensors, values, orders, layout, first_plain[:1], weight)
     with pytest.raises(ShapeMismatch, match=r"expected shape \(2, 13\), got \(2, 12\)"):
         open_average(tensors, values, orders, layout, (3, 4), weight)
     with pytest.raises(NonFiniteValue, match=r"0\.basis"):
