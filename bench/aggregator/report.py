@@ -18,7 +18,7 @@ Records = Mapping[str, Sequence[Record]]
 
 def render(result: Mapping[str, Any]) -> str:
     """The whole report."""
-    titles = {"sums": "Residue sums", "ingest": "Ingest", "memory": "Memory"}
+    titles = {"sums": "Residue sums", "ingest": "Ingest", "memory": "Memory", "fleet": "Fleets"}
     found = sections(result)
     parts = ["# The aggregator's throughput", machine_sentence(result["machine"])]
     return "\n\n".join([*parts, *(f"## {title}\n\n{found[name]}" for name, title in titles.items())]) + "\n"
@@ -27,7 +27,12 @@ def render(result: Mapping[str, Any]) -> str:
 def sections(result: Mapping[str, Any]) -> dict[str, str]:
     """Generated text by section name."""
     records: Records = result["records"]
-    return {"sums": sums(records["sums"]), "ingest": ingest(records), "memory": memory(records["memory"])}
+    return {
+        "sums": sums(records["sums"]),
+        "ingest": ingest(records),
+        "memory": memory(records["memory"]),
+        "fleet": fleet(records["fleet"]),
+    }
 
 
 def sums(records: Sequence[Record]) -> str:
@@ -72,6 +77,20 @@ def memory(records: Sequence[Record]) -> str:
         for record in records
     ]
     return markdown(["agents at once", "ciphertext", "resident before", "most while uploading", "most ever"], rows)
+
+
+def fleet(records: Sequence[Record]) -> str:
+    """What an agent costs in a round, by cohort."""
+    rows = [
+        [
+            str(record["agents"]),
+            f"{record['seconds']:.1f} s",
+            f"{1e3 * record['cpu_s'] / record['agents']:.0f} ms",
+            f"{record['most_bytes'] / _MB:.0f} MB",
+        ]
+        for record in records
+    ]
+    return markdown(["agents", "registration to publication", "aggregator CPU an agent", "most resident"], rows)
 
 
 def _copy(records: Sequence[Record], like: Record) -> Record:

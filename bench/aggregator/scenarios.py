@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from bench.aggregator.agents import Workload
+from bench.aggregator.cohorts import cohorts
 from bench.aggregator.ingest import uploads
-from bench.aggregator.memory import cohorts
 from bench.aggregator.sums import sums
 from bench.records import Record
 from bench.runner import Unit
@@ -24,7 +24,16 @@ MEDIUM: Final = Workload(41)
 SMALL: Final = Workload(2, hidden=256)
 """128 KiB, so that what an upload costs besides its bytes shows."""
 
+TINY: Final = Workload(1)
+"""1 MiB, all of it encrypted: a whole cohort of thousands fits a disk."""
+
 ROUNDS: Final = 7
+
+COHORTS: Final = (4, 16, 64, 160)
+"""Agents that upload 43 MB each at the same time."""
+
+FLEETS: Final = (10, 100, 1000)
+"""Agents of a round whose payloads are small, so that what an agent costs besides its bytes shows."""
 
 
 def units(folder: Path) -> dict[str, Unit]:
@@ -34,7 +43,8 @@ def units(folder: Path) -> dict[str, Unit]:
         "one": lambda: collected(folder / "one", lambda place: uploads(place, LARGE, 1, ROUNDS)),
         "four": lambda: collected(folder / "four", lambda place: uploads(place, MEDIUM, 4, ROUNDS)),
         "small": lambda: collected(folder / "small", lambda place: uploads(place, SMALL, 1, ROUNDS)),
-        "memory": lambda: collected(folder / "memory", lambda place: cohorts(place, MEDIUM)),
+        "memory": lambda: collected(folder / "memory", lambda place: cohorts(place, MEDIUM, COHORTS)),
+        "fleet": lambda: collected(folder / "fleet", lambda place: cohorts(place, TINY, FLEETS)),
     }
 
 

@@ -30,6 +30,10 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 128 << 10),
     ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),
+    # Calls that came and were not looked at yet. From 1,000 on (the default) the transport breaks some of them off, and
+    # an aggregator to which a fleet reconnects is that late for a moment.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 30_000),
 )
 """Channel arguments of every server."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import grpc
@@ -162,3 +163,18 @@ async def test_an_idempotent_call_is_repeated_when_the_server_comes_back() -> No
         answer = await call(stub.GetStatus, agent_pb2.GetStatusRequest(), timeout_s=20)
         assert answer.status.name == "agent-1"
         await second.drain(0)
+
+
+async def test_calls_wait_for_a_server_that_is_busy() -> None:
+    """More of them than the transport would keep by itself; it breaks the others off."""
+    calls = 3_500
+    server = GrpcServer("127.0.0.1:0", None, Control().register)
+    port = await server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = agent_pb2_grpc.AgentControlServiceStub(channel)
+        await asyncio.to_thread(stub.GetStatus, agent_pb2.GetStatusRequest())
+        pending = [stub.GetStatus.future(agent_pb2.GetStatusRequest()) for _ in range(calls)]
+        time.sleep(0.5)  # Nobody looks at them meanwhile.  # noqa: ASYNC251
+        codes = await asyncio.to_thread(lambda: {one.code() for one in pending})
+        assert codes == {grpc.StatusCode.OK}
+    await server.drain(0)
