@@ -26,7 +26,10 @@ MAX_SCORE: Final = 64.0
 """Scores above this multiple of the module's mean count as equally high; fewer than n / 64 columns can lie there."""
 
 MAX_PACKED_VALUE: Final = 2.0**-4
-"""What `MAX_SCORE` becomes before encryption: the sum over 4095 agents stays below 2**8."""
+"""What `MAX_SCORE` becomes before encryption."""
+
+MAX_SUMMED_AGENTS: Final = 4095
+"""Most agents whose packed values can be added under encryption: the sum stays below 2**8."""
 
 PACKED_STEP: Final = 2.0**-22
 """Grid of packed values: sums survive a decryption error below half of it, 1.19e-7."""

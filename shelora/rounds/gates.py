@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from shelora.plan.negotiation import MAX_SUMMED_AGENTS
+from shelora.plan.plan import Negotiation
 from shelora.rounds.boundary import abandon, advance, cross_boundary, retry_negotiation
 from shelora.rounds.federation import Ballot, Federation
 from shelora.rounds.phases import FederationState
@@ -42,7 +44,8 @@ def _negotiating(step: Step, ballot: Ballot) -> None:
     rules = step.state.rules
     enough = len(ballot.received) >= rules.quorum
     expired = step.now_ms >= step.state.deadline_ms
-    if enough and (expired or ballot.received >= ballot.invited):
+    full = rules.negotiation is Negotiation.ENCRYPTED and len(ballot.received) >= MAX_SUMMED_AGENTS
+    if full or (enough and (expired or ballot.received >= ballot.invited)):
         step.set(ballot=replace(ballot, contributors=tuple(sorted(ballot.received))), deadline_ms=0)
         step.record("negotiation_closed", detail=f"{len(ballot.received)} agents")
     elif expired:

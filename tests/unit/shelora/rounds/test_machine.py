@@ -35,6 +35,7 @@ from shelora.rounds import (
     SumSensitivities,
     Ticked,
     awaits,
+    gates,
     pending,
     task_for,
     vote_columns,
@@ -121,6 +122,18 @@ def test_negotiation_closes_when_all_invited_have_answered(negotiation, work):
     assert game.plan.negotiated_by == 3
     assert game.phase() is RoundPhase.TRAIN
     assert vote_columns(game.state, (WIDTH, WIDTH)) == ()
+
+
+def test_encrypted_negotiation_closes_with_as_many_as_can_be_added(monkeypatch):
+    monkeypatch.setattr(gates, "MAX_SUMMED_AGENTS", 2)
+    game = Game(rules(negotiation=Negotiation.ENCRYPTED)).started("a", "b", "c", k=4)
+    game.do(BallotReceived(1, "c"), BallotReceived(1, "a"))
+    assert pending(game.state) == (SumSensitivities(1, ("a", "c")),)
+    with pytest.raises(WrongPhase, match="negotiation that takes payloads"):
+        game.do(BallotReceived(1, "b"))
+    others = Game(rules(negotiation=OPE)).started("a", "b", "c", k=4)
+    others.do(BallotReceived(1, "c"), BallotReceived(1, "a"))
+    assert not others.ballot.closed
 
 
 def test_negotiation_closes_at_the_deadline_with_a_quorum():
