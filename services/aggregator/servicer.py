@@ -112,17 +112,17 @@ class FederationServicer(aggregator_pb2_grpc.FederationServiceServicer):
 
     async def ListAgents(
         self, request: aggregator_pb2.ListAgentsRequest, context: Context
-    ) -> aggregator_pb2.ListAgentsResponse:
+    ) -> AsyncIterator[aggregator_pb2.ListAgentsResponse]:
         self._door.admit(context, Role.OPERATOR, federation=request.federation)
-        found = await self._service.list_agents(request.federation)
-        return aggregator_pb2.ListAgentsResponse(agents=map(codec.agent_to_proto, found))
+        for agent in await self._service.list_agents(request.federation):
+            yield aggregator_pb2.ListAgentsResponse(agent=codec.agent_to_proto(agent))
 
     async def ListRounds(
         self, request: aggregator_pb2.ListRoundsRequest, context: Context
-    ) -> aggregator_pb2.ListRoundsResponse:
+    ) -> AsyncIterator[aggregator_pb2.ListRoundsResponse]:
         self._door.admit(context, Role.OPERATOR, federation=request.federation)
-        found = await self._service.list_rounds(request.federation)
-        return aggregator_pb2.ListRoundsResponse(rounds=map(codec.round_to_proto, found))
+        for round_ in await self._service.list_rounds(request.federation):
+            yield aggregator_pb2.ListRoundsResponse(round=codec.round_to_proto(round_))
 
     async def WatchEvents(
         self, request: aggregator_pb2.WatchEventsRequest, context: Context

@@ -26,7 +26,7 @@ IDEMPOTENT: Final[dict[str, tuple[str, ...]]] = {
     "shelora.v1.RoundService": ("RegisterAgent", "GetUpload", "ReportRound", "LeaveRound"),
     "shelora.v1.AgentControlService": ("GetStatus",),
 }
-"""Unary calls that gRPC repeats by itself when no answer came: doing them twice is the same as once."""
+"""Calls that gRPC repeats by itself when nothing of an answer came: doing them twice is the same as once."""
 
 _RETRY_POLICY: Final = {
     "maxAttempts": 4,

@@ -80,14 +80,14 @@ class FederationClient:
     async def agents(self, federation: str) -> list[RegisteredAgent]:
         """Registered agents by name."""
         request = aggregator_pb2.ListAgentsRequest(federation=federation)
-        response = await call(self._stub.ListAgents, request, timeout_s=self._deadline_s)
-        return [agent_from_proto(agent) for agent in response.agents]
+        responses = receive_stream(self._stub.ListAgents, request, timeout_s=self._deadline_s)
+        return [agent_from_proto(response.agent) async for response in responses]
 
     async def rounds(self, federation: str) -> list[Round]:
         """Rounds with their figures, oldest first."""
         request = aggregator_pb2.ListRoundsRequest(federation=federation)
-        response = await call(self._stub.ListRounds, request, timeout_s=self._deadline_s)
-        return [round_from_proto(found) for found in response.rounds]
+        responses = receive_stream(self._stub.ListRounds, request, timeout_s=self._deadline_s)
+        return [round_from_proto(response.round) async for response in responses]
 
     async def events(self, federation: str, after: int = 0) -> AsyncIterator[Event]:
         """Events as they happen, from the first kept one with a greater sequence number than `after`."""

@@ -65,12 +65,12 @@ class FederationServiceStub:
                 request_serializer=shelora_dot_v1_dot_aggregator__pb2.GetFederationRequest.SerializeToString,
                 response_deserializer=shelora_dot_v1_dot_aggregator__pb2.GetFederationResponse.FromString,
                 _registered_method=True)
-        self.ListAgents = channel.unary_unary(
+        self.ListAgents = channel.unary_stream(
                 '/shelora.v1.FederationService/ListAgents',
                 request_serializer=shelora_dot_v1_dot_aggregator__pb2.ListAgentsRequest.SerializeToString,
                 response_deserializer=shelora_dot_v1_dot_aggregator__pb2.ListAgentsResponse.FromString,
                 _registered_method=True)
-        self.ListRounds = channel.unary_unary(
+        self.ListRounds = channel.unary_stream(
                 '/shelora.v1.FederationService/ListRounds',
                 request_serializer=shelora_dot_v1_dot_aggregator__pb2.ListRoundsRequest.SerializeToString,
                 response_deserializer=shelora_dot_v1_dot_aggregator__pb2.ListRoundsResponse.FromString,
@@ -129,14 +129,14 @@ class FederationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAgents(self, request, context):
-        """Registered agents. Role operator.
+        """Registered agents by name, one a message, so that there may be any number of them. Role operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """Rounds with their figures, oldest first. Role operator.
+        """Rounds with their figures, oldest first, one a message. Role operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,12 +182,12 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     request_deserializer=shelora_dot_v1_dot_aggregator__pb2.GetFederationRequest.FromString,
                     response_serializer=shelora_dot_v1_dot_aggregator__pb2.GetFederationResponse.SerializeToString,
             ),
-            'ListAgents': grpc.unary_unary_rpc_method_handler(
+            'ListAgents': grpc.unary_stream_rpc_method_handler(
                     servicer.ListAgents,
                     request_deserializer=shelora_dot_v1_dot_aggregator__pb2.ListAgentsRequest.FromString,
                     response_serializer=shelora_dot_v1_dot_aggregator__pb2.ListAgentsResponse.SerializeToString,
             ),
-            'ListRounds': grpc.unary_unary_rpc_method_handler(
+            'ListRounds': grpc.unary_stream_rpc_method_handler(
                     servicer.ListRounds,
                     request_deserializer=shelora_dot_v1_dot_aggregator__pb2.ListRoundsRequest.FromString,
                     response_serializer=shelora_dot_v1_dot_aggregator__pb2.ListRoundsResponse.SerializeToString,
@@ -382,7 +382,7 @@ class FederationService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/shelora.v1.FederationService/ListAgents',
@@ -409,7 +409,7 @@ class FederationService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/shelora.v1.FederationService/ListRounds',

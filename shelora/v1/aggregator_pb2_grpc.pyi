@@ -45,10 +45,10 @@ class FederationServiceStub:
     """All federations here. Role operator."""
     GetFederation: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetFederationRequest, _aggregator_pb2.GetFederationResponse]
     """State, plan and running round. Roles operator and agent."""
-    ListAgents: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.ListAgentsRequest, _aggregator_pb2.ListAgentsResponse]
-    """Registered agents. Role operator."""
-    ListRounds: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.ListRoundsRequest, _aggregator_pb2.ListRoundsResponse]
-    """Rounds with their figures, oldest first. Role operator."""
+    ListAgents: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.ListAgentsRequest, _aggregator_pb2.ListAgentsResponse]
+    """Registered agents by name, one a message, so that there may be any number of them. Role operator."""
+    ListRounds: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.ListRoundsRequest, _aggregator_pb2.ListRoundsResponse]
+    """Rounds with their figures, oldest first, one a message. Role operator."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchEventsRequest, _aggregator_pb2.WatchEventsResponse]
     """Events as they happen, from a sequence number on. Role operator."""
 
@@ -69,10 +69,10 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """All federations here. Role operator."""
     GetFederation: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetFederationRequest, _aggregator_pb2.GetFederationResponse]  # type: ignore[assignment]
     """State, plan and running round. Roles operator and agent."""
-    ListAgents: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.ListAgentsRequest, _aggregator_pb2.ListAgentsResponse]  # type: ignore[assignment]
-    """Registered agents. Role operator."""
-    ListRounds: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.ListRoundsRequest, _aggregator_pb2.ListRoundsResponse]  # type: ignore[assignment]
-    """Rounds with their figures, oldest first. Role operator."""
+    ListAgents: _aio.UnaryStreamMultiCallable[_aggregator_pb2.ListAgentsRequest, _aggregator_pb2.ListAgentsResponse]  # type: ignore[assignment]
+    """Registered agents by name, one a message, so that there may be any number of them. Role operator."""
+    ListRounds: _aio.UnaryStreamMultiCallable[_aggregator_pb2.ListRoundsRequest, _aggregator_pb2.ListRoundsResponse]  # type: ignore[assignment]
+    """Rounds with their figures, oldest first, one a message. Role operator."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchEventsRequest, _aggregator_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Events as they happen, from a sequence number on. Role operator."""
 
@@ -132,16 +132,16 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _aggregator_pb2.ListAgentsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_aggregator_pb2.ListAgentsResponse, _abc.Awaitable[_aggregator_pb2.ListAgentsResponse]]:
-        """Registered agents. Role operator."""
+    ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.ListAgentsResponse], _abc.AsyncIterator[_aggregator_pb2.ListAgentsResponse]]:
+        """Registered agents by name, one a message, so that there may be any number of them. Role operator."""
 
     @_abc_1.abstractmethod
     def ListRounds(
         self,
         request: _aggregator_pb2.ListRoundsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_aggregator_pb2.ListRoundsResponse, _abc.Awaitable[_aggregator_pb2.ListRoundsResponse]]:
-        """Rounds with their figures, oldest first. Role operator."""
+    ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.ListRoundsResponse], _abc.AsyncIterator[_aggregator_pb2.ListRoundsResponse]]:
+        """Rounds with their figures, oldest first, one a message. Role operator."""
 
     @_abc_1.abstractmethod
     def WatchEvents(

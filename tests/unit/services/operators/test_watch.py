@@ -95,14 +95,15 @@ class Script(aggregator_pb2_grpc.FederationServiceServicer):
 
     async def ListRounds(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         scene = self.scenes.pop(0) if len(self.scenes) > 1 else self.scenes[0]
-        return aggregator_pb2.ListRoundsResponse(rounds=scene[1])
+        for found in scene[1]:
+            yield aggregator_pb2.ListRoundsResponse(round=found)
 
     async def ListAgents(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
-        agents = [
-            aggregator_pb2.Agent(name=name, rank=4, encrypted_columns=[8, 8], budget="25%", task=TASK, connected=True)
-            for name in NAMES
-        ]
-        return aggregator_pb2.ListAgentsResponse(agents=agents)
+        for name in NAMES:
+            agent = aggregator_pb2.Agent(
+                name=name, rank=4, encrypted_columns=[8, 8], budget="25%", task=TASK, connected=True
+            )
+            yield aggregator_pb2.ListAgentsResponse(agent=agent)
 
     async def ListFederations(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         return aggregator_pb2.ListFederationsResponse(federations=[self.scenes[0][0]])
@@ -172,6 +173,14 @@ async def test_client_brings_domain_values_and_errors_of_the_tree(tmp_path) -> N
             await client.get("other")
 
 
+async def test_lists_may_be_longer_than_a_message(tmp_path) -> None:
+    found = round_message(PUBLISHED)
+    found.reason = "x" * (3 << 20)
+    script = Script([(RUNNING, [found] * 3)])
+    async with serving(script, tmp_path / "s") as channel:
+        assert len(await FederationClient(channel).rounds("demo")) == 3
+
+
 async def test_client_sends_what_it_was_given(tmp_path) -> None:
     script = Script([(RUNNING, [])])
     spec = replace(SPEC, negotiation=Negotiation.OPE, basis_cap=7, renegotiate_every=2, max_abandoned=5)
@@ -235,10 +244,10 @@ async def test_an_agent_that_is_killed_after_the_end_has_not_ended_well(tmp_path
 
     class Ending(Script):
         async def ListRounds(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
-            answer = await super().ListRounds(request, context)
+            async for answer in super().ListRounds(request, context):
+                yield answer
             if self.scenes[0][0] is FINISHED:
                 watched.crew.kill(NAMES)
-            return answer
 
     waiting, reported = round_message(PUBLISHED), round_message(PUBLISHED, accuracy_after=0.5)
     script = Ending([(RUNNING, [waiting]), (RUNNING, [reported]), (RUNNING, [reported]), (FINISHED, [reported])])
