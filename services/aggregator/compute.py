@@ -133,7 +133,7 @@ class LocalCompute:
         present = [*([] if total is None else [total]), *terms]
         summands = await self._spread(functools.partial(self._summand, blob) for blob in present)
         size = blocks * parameters.block_bytes
-        with self._blobs.writer(key) as writer:
+        with self._blobs.writer(key, size) as writer:
             results = _InOrder(self._pool, writer)
 
             async def stretch(start: int) -> None:

@@ -1,4 +1,4 @@
-"""What one stream brings, on its way to disk: in a thread, while more arrives, synced bit by bit."""
+"""What one stream brings, on its way to disk: in a thread, while more arrives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,9 +20,6 @@ from shelora.errors import SheLoraError, SizeMismatch
 
 BACKLOG: Final = 2
 """Pieces of a stream that may wait while another is staged."""
-
-SYNC_BYTES: Final = 8 << 20
-"""Staged bytes after which the disk is told to begin: little is left to wait for at the end."""
 
 LINGER_S: Final = 0.05
 """How long a thread waits for the next piece of a sender that has a turn: a new start costs as much as a piece."""
@@ -82,9 +79,7 @@ class Intake:
         self._attended = False  # A thread will look into the backlog once more.
         self._crowded = False  # Somebody waits for room in it.
         self._room = asyncio.Event()
-        self._unsynced = 0
         self._appending: asyncio.Future[None] | None = None
-        self._syncing: Future[None] | None = None
 
     async def put(self, piece: Piece) -> bool:
         """Take the next piece, waiting while too many are underway; False when nothing more is wanted.
@@ -115,18 +110,14 @@ class Intake:
         while self._appending is not None or not self._backlog.empty():
             if not await self._attend():
                 return False
-        if self._syncing is not None:
-            await ended(asyncio.wrap_future(self._syncing))
         return True
 
     async def settle(self) -> None:
         """Wait for what has begun, whatever becomes of the stream; its errors are not the ones to tell."""
         self._backlog.put(None)
-        syncing = None if self._syncing is None else asyncio.wrap_future(self._syncing)
-        for future in (self._appending, syncing):
-            if future is not None:
-                with contextlib.suppress(SheLoraError, OSError):
-                    await ended(future)
+        if self._appending is not None:
+            with contextlib.suppress(SheLoraError, OSError):
+                await ended(self._appending)
 
     def _full(self) -> bool:
         return self._attended and self._backlog.qsize() >= BACKLOG
@@ -190,9 +181,3 @@ class Intake:
                 hint="send the payload again from its beginning",
             )
         staged.append(piece.offset, piece.data)
-        self._unsynced += len(piece.data)
-        if self._unsynced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
-            if self._syncing is not None:
-                self._syncing.result()
-            self._unsynced = 0
-            self._syncing = self._executor.submit(staged.staging.sync)

@@ -37,8 +37,8 @@ from shelora.errors import (
 
 _log = structlog.get_logger(__name__)
 
-_THREADS: Final = 2 * STREAMS + 2
-"""Two for every stream with a turn, one to stage and one to sync, and some for those without."""
+_THREADS: Final = STREAMS + 2
+"""One for every stream with a turn and some for those without."""
 
 _REFUSALS = (MalformedInput, WrongState, Conflict, NotFound)
 """Errors after which the payload certainly was not accepted."""
@@ -255,7 +255,7 @@ class Uploads:
             if staged.digest == ticket.digest:
                 return staged
             staged.staging.discard()
-        staging = self._blobs.staging(name.staging_id(ticket.digest))
+        staging = self._blobs.staging(name.staging_id(ticket.digest), ticket.size_bytes)
         staged = self._staged[name] = Staged(ticket.digest, staging, self._checks.arriving(expected))
         return staged
 

@@ -111,8 +111,8 @@ class BlobStore(Protocol):
         """Store a blob, replacing an older one."""
         ...
 
-    def writer(self, key: str) -> AbstractContextManager[BlobWriter]:
-        """Store a blob from a compute thread; nothing is stored unless commit() is called."""
+    def writer(self, key: str, size_bytes: int = 0) -> AbstractContextManager[BlobWriter]:
+        """Store a blob, whose length may be known, from a thread; nothing is stored unless commit() is called."""
         ...
 
     async def verify(self, blob: Blob) -> None:
@@ -123,8 +123,8 @@ class BlobStore(Protocol):
         """What proves the blob's bytes faster than its digest; reads the whole blob once unless it has it already."""
         ...
 
-    def staging(self, upload_id: str) -> Staging:
-        """The staged bytes of an upload, empty when it is new."""
+    def staging(self, upload_id: str, size_bytes: int = 0) -> Staging:
+        """The staged bytes of an upload, empty when it is new; its length, if known, is set aside on the disk."""
         ...
 
     def discard_stagings(self, prefix: str) -> int:

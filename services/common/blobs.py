@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from services.common.blob_store import Blob, BlobStore, BlobWriter, Staging, check_key
+from services.common.disk import begin_writing, set_aside
 from services.common.files import full_disk_refused, make_folders, sync_folder
 from services.common.seals import Seal, Sealing, SealKey, measure
 from services.common.staging import DirectoryStaging, StagingArea
@@ -111,8 +112,12 @@ class DirectoryBlobStore:
         return await in_thread(store)
 
     @contextlib.contextmanager
-    def writer(self, key: str) -> Iterator[DirectoryBlobWriter]:
+    def writer(self, key: str, size_bytes: int = 0) -> Iterator[DirectoryBlobWriter]:
         """Store a blob from a compute thread; nothing is stored unless commit() is called.
+
+        Args:
+            key: where.
+            size_bytes: length it is going to have, if known; its space is set aside on the disk.
 
         Raises:
             InvalidIdentifier: the key breaks the rule for keys.
@@ -122,6 +127,7 @@ class DirectoryBlobStore:
         temporary = self._temporary / secrets.token_hex(12)
         try:
             with full_disk_refused(f"blob {key}"), temporary.open("xb+") as file:
+                set_aside(file.fileno(), size_bytes)
                 yield DirectoryBlobWriter(key, file, temporary, self)
         finally:
             temporary.unlink(missing_ok=True)
@@ -166,16 +172,17 @@ class DirectoryBlobStore:
         self._remember(blob, seal)
         return seal
 
-    def staging(self, upload_id: str) -> DirectoryStaging:
+    def staging(self, upload_id: str, size_bytes: int = 0) -> DirectoryStaging:
         """The staged bytes of an upload, empty when it is new.
 
         Args:
             upload_id: follows the rule for keys, at most 200 characters.
+            size_bytes: length it is going to have, if known; the first bytes are taken only if there is room for all.
 
         Raises:
             InvalidIdentifier: the id breaks the rule.
         """
-        return self._stagings.staging(upload_id, self.adopt)
+        return self._stagings.staging(upload_id, self.adopt, size_bytes)
 
     def discard_stagings(self, prefix: str) -> int:
         """Forget all stagings whose id begins with the prefix; answers how many."""
@@ -236,6 +243,7 @@ class DirectoryBlobWriter:
         """
         with full_disk_refused(f"blob {self._key}"):
             self.file.write(data)
+            begin_writing(self.file.fileno(), self._sealing.size_bytes, self._sealing.size_bytes + len(data))
         self._sealing.add(data)
 
     def commit(self) -> Blob:

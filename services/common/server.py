@@ -28,7 +28,7 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # What a stream may send before anybody reads it. Left to itself the transport lets it grow to many MiB a stream,
     # and memory with the number of agents that upload; while a message is read its whole length may come.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 128 << 10),
+    ("grpc.http2.lookahead_bytes", 512 << 10),
     ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),
     # Calls that came and were not looked at yet. From 1,000 on (the default) the transport breaks some of them off, and
     # an aggregator to which a fleet reconnects is that late for a moment.

@@ -9,6 +9,7 @@ from typing import Final
 
 from services.common.blob_store import Blob, check_key
 from services.common.digests import Buffer
+from services.common.disk import begin_writing, set_aside
 from services.common.files import full_disk_refused, make_folders
 from services.common.seals import Sealing, SealKey, measure
 from services.common.threads import in_thread
@@ -34,15 +35,15 @@ class StagingArea:
         self._key = key
         self._sealings: dict[Path, Sealing] = {}
 
-    def staging(self, upload_id: str, adopt: Adopt) -> DirectoryStaging:
-        """One upload.
+    def staging(self, upload_id: str, adopt: Adopt, size_bytes: int) -> DirectoryStaging:
+        """One upload, see `DirectoryBlobStore.staging`.
 
         Raises:
             InvalidIdentifier: the id breaks the rule.
         """
         # "~" is in no key, so the file name is unambiguous and one folder is enough.
         name = check_key(upload_id, _ID_CHARACTERS).replace("/", "~")
-        return DirectoryStaging(self._folder / name, self, adopt)
+        return DirectoryStaging(self._folder / name, self, adopt, size_bytes)
 
     def discard(self, prefix: str) -> int:
         """Forget all uploads whose id begins with the prefix; answers how many."""
@@ -76,10 +77,11 @@ class StagingArea:
 class DirectoryStaging:
     """The bytes of an upload that is not complete; made by DirectoryBlobStore.staging."""
 
-    def __init__(self, file: Path, area: StagingArea, adopt: Adopt) -> None:
+    def __init__(self, file: Path, area: StagingArea, adopt: Adopt, size_bytes: int) -> None:
         self._file = file
         self._area = area
         self._adopt = adopt
+        self._whole_bytes = size_bytes
 
     @property
     def path(self) -> Path:
@@ -115,9 +117,12 @@ class DirectoryStaging:
         with full_disk_refused("upload"):
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
+                if offset == 0:
+                    set_aside(descriptor, self._whole_bytes)
                 rest = memoryview(data)
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
+                begin_writing(descriptor, offset, offset + len(data))
             except OSError:
                 os.ftruncate(descriptor, offset)
                 raise

@@ -272,6 +272,18 @@ async def test_a_full_disk_leaves_everything_as_it_was(store: BlobStore) -> None
     assert store.keys() == ["a", "b"]
 
 
+def test_space_for_the_whole_upload_is_set_aside_with_its_first_bytes(store: BlobStore) -> None:
+    with pytest.raises(StorageFull):
+        store.staging("huge", 1 << 60).append(0, b"abc")
+    assert store.staging("huge").size_bytes == 0
+    store.staging("u", 1 << 20).append(0, b"abc")
+    store.staging("u", 1 << 20).append(3, b"d")
+    staged = store.staging("u")
+    assert staged.size_bytes == 4
+    assert staged.path.stat().st_blocks * 512 >= 1 << 20
+    staged.discard()
+
+
 def test_leftovers_of_a_dead_writer_go(tmp_path: Path) -> None:
     store: Any = DirectoryBlobStore(tmp_path)
     leftover = tmp_path / "temporary" / "0123"

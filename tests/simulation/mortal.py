@@ -132,8 +132,8 @@ class MortalBlobs(DirectoryBlobStore):
         super().__init__(root)
         self._fate = fate
 
-    def staging(self, upload_id: str) -> MortalStaging:  # type: ignore[override]  # the protocol is what counts
-        return MortalStaging(super().staging(upload_id), self._fate)
+    def staging(self, upload_id: str, size_bytes: int = 0) -> MortalStaging:  # type: ignore[override]  # the protocol is what counts
+        return MortalStaging(super().staging(upload_id, size_bytes), self._fate)
 
     def delete(self, key: str) -> None:
         self._fate.require_life()

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.aggregator import intake
 from services.aggregator.domain import Piece
 from services.aggregator.intake import BACKLOG, LINGER_S, Intake, Staged
 from services.common.blobs import DirectoryBlobStore
@@ -23,20 +22,15 @@ PIECES = [Piece(at, DATA[at : at + CUT], zlib.crc32(DATA[at : at + CUT])) for at
 
 
 class Slow:
-    """A staging whose appends wait until they are let through, and that counts its syncs."""
+    """A staging whose appends wait until they are let through."""
 
     def __init__(self, staging):
         self._staging = staging
         self.gate = threading.Event()
-        self.synced = 0
 
     def append(self, offset, data):
         assert self.gate.wait(10)
         self._staging.append(offset, data)
-
-    def sync(self):
-        self.synced += 1
-        self._staging.sync()
 
     def __getattr__(self, name):
         return getattr(self._staging, name)
@@ -135,17 +129,6 @@ async def test_a_slow_disk_keeps_the_sender_waiting(staging, lock, make):
     staging.gate.set()
     await sending
     assert staging.path.read_bytes() == DATA
-
-
-async def test_the_disk_begins_before_the_end(staging, lock, make, monkeypatch):
-    monkeypatch.setattr(intake, "SYNC_BYTES", 3 * CUT)
-    staging.gate.set()
-    taking = make()
-    for piece in PIECES:
-        await taking.put(piece)
-        await asyncio.sleep(0.01)
-    await taking.end()
-    assert 2 <= staging.synced <= len(PIECES) // 3
 
 
 class Wish:
@@ -280,14 +263,11 @@ async def test_more_bytes_than_announced_are_refused(staging, lock, make):
     assert staging.size_bytes == 0
 
 
-async def test_a_disk_that_fails_is_told_with_the_next_piece(staging, lock, make, monkeypatch):
-    monkeypatch.setattr(intake, "SYNC_BYTES", 1)
-    staging.gate.set()
-
-    def full():
+async def test_a_disk_that_fails_is_told_with_a_later_piece(staging, lock, make, monkeypatch):
+    def full(offset, data):
         raise StorageFull("no space left")
 
-    staging.sync = full
+    staging.append = full
     taking = make()
     with pytest.raises(StorageFull):
         await take(taking, *PIECES)
