@@ -5,6 +5,7 @@ What comes in is checked here as far as one message alone can tell; the service 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from services.aggregator.domain import (
@@ -21,6 +22,7 @@ from services.aggregator.domain import (
     RoundSummary,
     Signature,
     SoftwareVersion,
+    Terms,
     UploadTicket,
 )
 from services.common.codec import (
@@ -36,11 +38,13 @@ from services.common.codec import (
 )
 from services.common.identity import check_name
 from services.common.transfer import check_header
+from services.common.versions import own_version
 from shelora.errors import InvalidIdentifier, MalformedPayload
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
 from shelora.v1 import aggregator_pb2, types_pb2
 
 _DIGEST_BYTES: Final = 32
+_PART_BYTES: Final = 1 << 20
 _TEXT_BYTES: Final = 64
 _VERSION_BYTES: Final = 32
 
@@ -155,7 +159,7 @@ def federation_to_proto(federation: FederationSummary) -> aggregator_pb2.Federat
     if federation.plan is not None:
         message.plan.CopyFrom(plan_to_proto(federation.plan, federation.negotiated_by))
     if federation.round is not None:
-        message.round.CopyFrom(round_to_proto(federation.round))
+        message.round.CopyFrom(_round_to_proto(federation.round))
     if federation.signature is not None:
         message.signature.CopyFrom(_signature_to_proto(federation.signature))
     return message
@@ -176,13 +180,25 @@ def agent_to_proto(agent: AgentSummary) -> aggregator_pb2.Agent:
     )
 
 
-def round_to_proto(summary: RoundSummary) -> aggregator_pb2.Round:
-    """A round."""
+def round_parts(summary: RoundSummary) -> Iterator[aggregator_pb2.Round]:
+    """A round in as many messages as its members need."""
+    part = _round_to_proto(summary)
+    size_bytes = 0
+    for member in map(_member_to_proto, summary.members):
+        size_bytes += member.ByteSize()
+        if size_bytes > _PART_BYTES and part.members:
+            yield part
+            part, size_bytes = _round_to_proto(summary), member.ByteSize()
+        part.members.append(member)
+    yield part
+
+
+def _round_to_proto(summary: RoundSummary) -> aggregator_pb2.Round:
+    """A round without its members."""
     return aggregator_pb2.Round(
         number=summary.number,
         phase=_PHASES[summary.phase],
         plan_version=summary.plan_version,
-        members=[_member_to_proto(member) for member in summary.members],
         deadline_ms=summary.deadline_ms,
         started_at_ms=summary.started_at_ms,
         ended_at_ms=summary.ended_at_ms,
@@ -191,6 +207,15 @@ def round_to_proto(summary: RoundSummary) -> aggregator_pb2.Round:
         average_bytes=summary.average_bytes,
         cipher_bytes=summary.cipher_bytes,
         total_weight=summary.total_weight,
+        member_count=len(summary.members),
+        complete_count=sum(member.cipher_complete for member in summary.members),
+    )
+
+
+def terms_to_proto(terms: Terms) -> aggregator_pb2.GetTermsResponse:
+    """What an agent has to know before it registers."""
+    return aggregator_pb2.GetTermsResponse(
+        epoch=terms.epoch, basis_cap=terms.basis_cap, packing=packing_to_proto(terms.packing), version=own_version()
     )
 
 

@@ -239,6 +239,15 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What an agent has to know before it registers: the key epoch in force, `basis_cap` and `packing` as specified."""
+
+    epoch: int
+    basis_cap: int
+    packing: Packing
+
+
+@dataclass(frozen=True)
 class AgentView:
     """All an agent needs to know what to do next."""
 

@@ -19,6 +19,7 @@ from services.aggregator.domain import (
     Piece,
     Registration,
     RoundSummary,
+    Terms,
     UploadReceipt,
     UploadStatus,
     UploadTicket,
@@ -138,6 +139,9 @@ class AggregatorService:
                 last = event.sequence
             if not found:
                 await self.hub.wait(signal, timeout_s=None)
+
+    async def get_terms(self, federation: str) -> Terms:
+        return summaries.terms(await self.ledger.read(federation))
 
     async def register_agent(self, identity: Identity, registration: Registration) -> AgentView:
         return await self._agents.register(identity, registration)

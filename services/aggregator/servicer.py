@@ -106,7 +106,7 @@ class FederationServicer(aggregator_pb2_grpc.FederationServiceServicer):
     async def GetFederation(
         self, request: aggregator_pb2.GetFederationRequest, context: Context
     ) -> aggregator_pb2.GetFederationResponse:
-        self._door.admit(context, Role.OPERATOR, Role.AGENT, federation=request.federation)
+        self._door.admit(context, Role.OPERATOR, federation=request.federation)
         found = await self._service.get_federation(request.federation)
         return aggregator_pb2.GetFederationResponse(federation=codec.federation_to_proto(found))
 
@@ -122,7 +122,8 @@ class FederationServicer(aggregator_pb2_grpc.FederationServiceServicer):
     ) -> AsyncIterator[aggregator_pb2.ListRoundsResponse]:
         self._door.admit(context, Role.OPERATOR, federation=request.federation)
         for round_ in await self._service.list_rounds(request.federation):
-            yield aggregator_pb2.ListRoundsResponse(round=codec.round_to_proto(round_))
+            for part in codec.round_parts(round_):
+                yield aggregator_pb2.ListRoundsResponse(round=part)
 
     async def WatchEvents(
         self, request: aggregator_pb2.WatchEventsRequest, context: Context
@@ -150,6 +151,12 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         self._door = door
         self._blobs = blobs
         self._silence_s = silence_s
+
+    async def GetTerms(
+        self, request: aggregator_pb2.GetTermsRequest, context: Context
+    ) -> aggregator_pb2.GetTermsResponse:
+        self._door.admit(context, Role.AGENT, federation=request.federation)
+        return codec.terms_to_proto(await self._service.get_terms(request.federation))
 
     async def RegisterAgent(
         self, request: aggregator_pb2.RegisterAgentRequest, context: Context

@@ -11,6 +11,7 @@ from services.aggregator.domain import (
     MemberSummary,
     PayloadKind,
     RoundSummary,
+    Terms,
 )
 from services.aggregator.events import Presence
 from services.aggregator.plans import present_plan
@@ -18,6 +19,12 @@ from services.aggregator.store import Connection, StoredFederation
 from services.aggregator.store.payloads import AVERAGE, CIPHER_SUM, StoredPayload
 from services.aggregator.store.rows import MILLISECONDS, Row, read_version
 from shelora.rounds import Federation, Member, Round, RoundPhase, task_for
+
+
+def terms(stored: StoredFederation) -> Terms:
+    """What an agent has to know before it registers; the plan's epoch is in force, the specification may be older."""
+    spec, plan = stored.present_spec, present_plan(stored)
+    return Terms(spec.epoch if plan is None else plan.epoch, spec.basis_cap, spec.packing)
 
 
 async def federation_summary(connection: Connection, stored: StoredFederation) -> FederationSummary:

@@ -30,14 +30,13 @@ _ACTIVITIES = {activity: agent_pb2.AgentActivity.Value(f"AGENT_ACTIVITY_{activit
 _ACTIVITY_FROM_WIRE = {wire: activity for activity, wire in _ACTIVITIES.items()}
 
 
-def terms_from_proto(message: aggregator_pb2.Federation) -> Terms:
-    """What to know before registering; the plan's epoch is in force, the specification may be older.
+def terms_from_proto(message: aggregator_pb2.GetTermsResponse) -> Terms:
+    """What to know before registering.
 
     Raises:
         InvalidPlan: a packing this version does not know.
     """
-    epoch = message.plan.epoch if message.HasField("plan") else message.spec.epoch
-    return Terms(epoch, message.spec.basis_cap, packing_from_proto(message.spec.packing))
+    return Terms(message.epoch, message.basis_cap, packing_from_proto(message.packing))
 
 
 def view_from_proto(message: aggregator_pb2.AgentView) -> View:

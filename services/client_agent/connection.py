@@ -61,7 +61,6 @@ class _Link:
         self._credentials = channel_credentials(files)
         self._channels = tuple(open_channel(address, self._credentials) for address in (aggregator, keymanager))
         self.rounds = aggregator_pb2_grpc.RoundServiceStub(self._channels[0])
-        self.federations = aggregator_pb2_grpc.FederationServiceStub(self._channels[0])
         self.keys = KeyManagerClient(self._channels[1])
         self.retired = asyncio.Event()
         self._users = 0
@@ -161,10 +160,11 @@ class Connection:
 
     async def terms(self) -> Terms:
         """Key epoch in force and basis cap of the federation."""
-        request = aggregator_pb2.GetFederationRequest(federation=self._federation)
+        request = aggregator_pb2.GetTermsRequest(federation=self._federation)
         async with self._link.used() as link:
-            answer = await call(link.federations.GetFederation, request, timeout_s=_CALL_TIMEOUT_S)
-        return terms_from_proto(answer.federation)
+            answer = await call(link.rounds.GetTerms, request, timeout_s=_CALL_TIMEOUT_S)
+        check_peer_version(answer.version)
+        return terms_from_proto(answer)
 
     async def register(self, registration: Registration) -> View:
         """Register or register again."""

@@ -23,7 +23,7 @@ IDEMPOTENT: Final[dict[str, tuple[str, ...]]] = {
         "ListAgents",
         "ListRounds",
     ),
-    "shelora.v1.RoundService": ("RegisterAgent", "GetUpload", "ReportRound", "LeaveRound"),
+    "shelora.v1.RoundService": ("GetTerms", "RegisterAgent", "GetUpload", "ReportRound", "LeaveRound"),
     "shelora.v1.AgentControlService": ("GetStatus",),
 }
 """Calls that gRPC repeats by itself when nothing of an answer came: doing them twice is the same as once."""

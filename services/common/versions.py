@@ -11,7 +11,7 @@ from shelora.v1 import types_pb2
 PACKAGE_VERSION: Final = __version__
 """Version of the installed package."""
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """Number of the wire protocol; peers with different numbers refuse each other."""
 
 _SHOWN_CHARACTERS = 32

@@ -14,7 +14,7 @@ from services.operators.codec import (
     event_from_proto,
     federation_from_proto,
     progress_from_proto,
-    round_from_proto,
+    rounds_from_proto,
     spec_to_proto,
 )
 from services.operators.domain import AgentProgress, Event, Federation, FederationSpec, RegisteredAgent, Round
@@ -87,7 +87,7 @@ class FederationClient:
         """Rounds with their figures, oldest first."""
         request = aggregator_pb2.ListRoundsRequest(federation=federation)
         responses = receive_stream(self._stub.ListRounds, request, timeout_s=self._deadline_s)
-        return [round_from_proto(response.round) async for response in responses]
+        return rounds_from_proto([response.round async for response in responses])
 
     async def events(self, federation: str, after: int = 0) -> AsyncIterator[Event]:
         """Events as they happen, from the first kept one with a greater sequence number than `after`."""

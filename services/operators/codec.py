@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -103,12 +104,33 @@ def federation_from_proto(message: aggregator_pb2.Federation) -> Federation:
     )
 
 
+def rounds_from_proto(parts: Iterable[aggregator_pb2.Round]) -> list[Round]:
+    """Rounds, each of one message or several that follow each other.
+
+    Raises:
+        MalformedPayload: a round whose members did not all come.
+    """
+    found: list[Round] = []
+    for part in map(round_from_proto, parts):
+        if found and found[-1].number == part.number:
+            part = replace(part, members=(*found.pop().members, *part.members))
+        found.append(part)
+    for one in found:
+        if len(one.members) != one.size:
+            raise MalformedPayload(
+                f"round {one.number}: expected {one.size} members, got {len(one.members)}", hint="ask again"
+            )
+    return found
+
+
 def round_from_proto(message: aggregator_pb2.Round) -> Round:
-    """One round."""
+    """One round with the members of this message."""
     return Round(
         number=message.number,
         phase=_word(RoundPhase, aggregator_pb2.RoundPhase, message.phase),
         plan_version=message.plan_version,
+        size=message.member_count,
+        complete=message.complete_count,
         members=tuple(_member(member) for member in message.members),
         deadline_ms=message.deadline_ms,
         started_at_ms=message.started_at_ms,

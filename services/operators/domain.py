@@ -55,11 +55,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Round:
-    """One round; `phase_seconds` by lower-case phase name."""
+    """One round; `phase_seconds` by lower-case phase name.
+
+    Attributes:
+        size: number of members.
+        complete: members whose ciphertext is complete and checked.
+        members: all of them in a list of rounds, none in a federation.
+    """
 
     number: int
     phase: RoundPhase | None
     plan_version: int
+    size: int
+    complete: int
     members: tuple[Member, ...]
     deadline_ms: int
     started_at_ms: int

@@ -94,8 +94,7 @@ def federation_table(federation: Federation) -> Table:
 def round_line(found: Round) -> str:
     """One round in one line."""
     phase = found.phase.value if found.phase else _NONE
-    complete = sum(member.cipher_complete for member in found.members)
-    line = f"{found.number}, {phase}, {len(found.members)} members, {complete} ciphertexts"
+    line = f"{found.number}, {phase}, {found.size} members, {found.complete} ciphertexts"
     return line + (f" ({found.reason})" if found.reason else "")
 
 

@@ -718,7 +718,7 @@ class Federation(_message.Message):
 
     @_builtins.property
     def round(self) -> Global___Round:
-        """The running or last round, if any."""
+        """The running or last round, if any, without its members."""
 
     @_builtins.property
     def signature(self) -> _types_pb2.ModelSignature:
@@ -925,6 +925,8 @@ class Round(_message.Message):
     AVERAGE_BYTES_FIELD_NUMBER: _builtins.int
     CIPHER_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    COMPLETE_COUNT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number, from 1."""
     phase: Global___RoundPhase.ValueType
@@ -945,9 +947,13 @@ class Round(_message.Message):
     """Bytes of the published ciphertext sum."""
     total_weight: _builtins.float
     """Sum of the weights that count, 0 to 1."""
+    member_count: _builtins.int
+    """Number of all members."""
+    complete_count: _builtins.int
+    """Members whose ciphertext is complete and checked."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundMember]:
-        """Members; before the cohort closes, those whose factors have come."""
+        """Members by name, as far as this message brings them; before the cohort closes, those whose factors have come."""
 
     @_builtins.property
     def phase_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -968,10 +974,12 @@ class Round(_message.Message):
         average_bytes: _builtins.int = ...,
         cipher_bytes: _builtins.int = ...,
         total_weight: _builtins.float = ...,
+        member_count: _builtins.int = ...,
+        complete_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_bytes", b"average_bytes", "cipher_bytes", b"cipher_bytes", "deadline_ms", b"deadline_ms", "ended_at_ms", b"ended_at_ms", "members", b"members", "number", b"number", "phase", b"phase", "phase_seconds", b"phase_seconds", "plan_version", b"plan_version", "reason", b"reason", "started_at_ms", b"started_at_ms", "total_weight", b"total_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_bytes", b"average_bytes", "cipher_bytes", b"cipher_bytes", "complete_count", b"complete_count", "deadline_ms", b"deadline_ms", "ended_at_ms", b"ended_at_ms", "member_count", b"member_count", "members", b"members", "number", b"number", "phase", b"phase", "phase_seconds", b"phase_seconds", "plan_version", b"plan_version", "reason", b"reason", "started_at_ms", b"started_at_ms", "total_weight", b"total_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1126,6 +1134,60 @@ class WatchEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
+
+@_typing.final
+class GetTermsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEDERATION_FIELD_NUMBER: _builtins.int
+    federation: _builtins.str
+    """Federation."""
+    def __init__(
+        self,
+        *,
+        federation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTermsRequest: _TypeAlias = GetTermsRequest  # noqa: Y015
+
+@_typing.final
+class GetTermsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BASIS_CAP_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Key epoch in force."""
+    basis_cap: _builtins.int
+    """Cap on basis rows the federation was created with; 0 means 4 x the largest rank."""
+    packing: Global___Packing.ValueType
+    """How values are packed."""
+    @_builtins.property
+    def version(self) -> _types_pb2.SoftwareVersion:
+        """Software of the aggregator."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        basis_cap: _builtins.int = ...,
+        packing: Global___Packing.ValueType = ...,
+        version: _types_pb2.SoftwareVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_cap", b"basis_cap", "epoch", b"epoch", "packing", b"packing", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTermsResponse: _TypeAlias = GetTermsResponse  # noqa: Y015
 
 @_typing.final
 class RegisterAgentRequest(_message.Message):

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FederationServiceStub:
-    """For operators. Agents may read.
+    """For operators.
     """
 
     def __init__(self, channel):
@@ -83,7 +83,7 @@ class FederationServiceStub:
 
 
 class FederationServiceServicer:
-    """For operators. Agents may read.
+    """For operators.
     """
 
     def CreateFederation(self, request, context):
@@ -122,7 +122,7 @@ class FederationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetFederation(self, request, context):
-        """State, plan and running round. Roles operator and agent.
+        """State, plan and the running or last round without its members. Role operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +136,8 @@ class FederationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """Rounds with their figures, oldest first, one a message. Role operator.
+        """Rounds with their figures, oldest first. A round with many members comes in several messages, which differ in `members`. Role
+        operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,7 +207,7 @@ def add_FederationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FederationService:
-    """For operators. Agents may read.
+    """For operators.
     """
 
     @staticmethod
@@ -463,6 +464,11 @@ class RoundServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetTerms = channel.unary_unary(
+                '/shelora.v1.RoundService/GetTerms',
+                request_serializer=shelora_dot_v1_dot_aggregator__pb2.GetTermsRequest.SerializeToString,
+                response_deserializer=shelora_dot_v1_dot_aggregator__pb2.GetTermsResponse.FromString,
+                _registered_method=True)
         self.RegisterAgent = channel.unary_unary(
                 '/shelora.v1.RoundService/RegisterAgent',
                 request_serializer=shelora_dot_v1_dot_aggregator__pb2.RegisterAgentRequest.SerializeToString,
@@ -503,6 +509,13 @@ class RoundServiceStub:
 class RoundServiceServicer:
     """For agents. The agent is the identity in the caller's certificate.
     """
+
+    def GetTerms(self, request, context):
+        """Tells what an agent has to know before it registers. Role agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def RegisterAgent(self, request, context):
         """Registers or re-registers the calling agent with its capabilities. Role agent.
@@ -558,6 +571,11 @@ class RoundServiceServicer:
 
 def add_RoundServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetTerms': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTerms,
+                    request_deserializer=shelora_dot_v1_dot_aggregator__pb2.GetTermsRequest.FromString,
+                    response_serializer=shelora_dot_v1_dot_aggregator__pb2.GetTermsResponse.SerializeToString,
+            ),
             'RegisterAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterAgent,
                     request_deserializer=shelora_dot_v1_dot_aggregator__pb2.RegisterAgentRequest.FromString,
@@ -604,6 +622,33 @@ def add_RoundServiceServicer_to_server(servicer, server):
 class RoundService:
     """For agents. The agent is the identity in the caller's certificate.
     """
+
+    @staticmethod
+    def GetTerms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shelora.v1.RoundService/GetTerms',
+            shelora_dot_v1_dot_aggregator__pb2.GetTermsRequest.SerializeToString,
+            shelora_dot_v1_dot_aggregator__pb2.GetTermsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def RegisterAgent(request,

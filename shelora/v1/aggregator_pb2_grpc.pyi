@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FederationServiceStub:
-    """For operators. Agents may read."""
+    """For operators."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,17 +44,19 @@ class FederationServiceStub:
     ListFederations: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.ListFederationsRequest, _aggregator_pb2.ListFederationsResponse]
     """All federations here. Role operator."""
     GetFederation: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetFederationRequest, _aggregator_pb2.GetFederationResponse]
-    """State, plan and running round. Roles operator and agent."""
+    """State, plan and the running or last round without its members. Role operator."""
     ListAgents: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.ListAgentsRequest, _aggregator_pb2.ListAgentsResponse]
     """Registered agents by name, one a message, so that there may be any number of them. Role operator."""
     ListRounds: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.ListRoundsRequest, _aggregator_pb2.ListRoundsResponse]
-    """Rounds with their figures, oldest first, one a message. Role operator."""
+    """Rounds with their figures, oldest first. A round with many members comes in several messages, which differ in `members`. Role
+    operator.
+    """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchEventsRequest, _aggregator_pb2.WatchEventsResponse]
     """Events as they happen, from a sequence number on. Role operator."""
 
 @_typing.type_check_only
 class FederationServiceAsyncStub(FederationServiceStub):
-    """For operators. Agents may read."""
+    """For operators."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateFederation: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.CreateFederationRequest, _aggregator_pb2.CreateFederationResponse]  # type: ignore[assignment]
@@ -68,16 +70,18 @@ class FederationServiceAsyncStub(FederationServiceStub):
     ListFederations: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.ListFederationsRequest, _aggregator_pb2.ListFederationsResponse]  # type: ignore[assignment]
     """All federations here. Role operator."""
     GetFederation: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetFederationRequest, _aggregator_pb2.GetFederationResponse]  # type: ignore[assignment]
-    """State, plan and running round. Roles operator and agent."""
+    """State, plan and the running or last round without its members. Role operator."""
     ListAgents: _aio.UnaryStreamMultiCallable[_aggregator_pb2.ListAgentsRequest, _aggregator_pb2.ListAgentsResponse]  # type: ignore[assignment]
     """Registered agents by name, one a message, so that there may be any number of them. Role operator."""
     ListRounds: _aio.UnaryStreamMultiCallable[_aggregator_pb2.ListRoundsRequest, _aggregator_pb2.ListRoundsResponse]  # type: ignore[assignment]
-    """Rounds with their figures, oldest first, one a message. Role operator."""
+    """Rounds with their figures, oldest first. A round with many members comes in several messages, which differ in `members`. Role
+    operator.
+    """
     WatchEvents: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchEventsRequest, _aggregator_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Events as they happen, from a sequence number on. Role operator."""
 
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For operators. Agents may read."""
+    """For operators."""
 
     @_abc_1.abstractmethod
     def CreateFederation(
@@ -125,7 +129,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.GetFederationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.GetFederationResponse, _abc.Awaitable[_aggregator_pb2.GetFederationResponse]]:
-        """State, plan and running round. Roles operator and agent."""
+        """State, plan and the running or last round without its members. Role operator."""
 
     @_abc_1.abstractmethod
     def ListAgents(
@@ -141,7 +145,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.ListRoundsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.ListRoundsResponse], _abc.AsyncIterator[_aggregator_pb2.ListRoundsResponse]]:
-        """Rounds with their figures, oldest first, one a message. Role operator."""
+        """Rounds with their figures, oldest first. A round with many members comes in several messages, which differ in `members`. Role
+        operator.
+        """
 
     @_abc_1.abstractmethod
     def WatchEvents(
@@ -160,6 +166,8 @@ class RoundServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RoundServiceAsyncStub: ...
+    GetTerms: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetTermsRequest, _aggregator_pb2.GetTermsResponse]
+    """Tells what an agent has to know before it registers. Role agent."""
     RegisterAgent: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.RegisterAgentRequest, _aggregator_pb2.RegisterAgentResponse]
     """Registers or re-registers the calling agent with its capabilities. Role agent."""
     WatchFederation: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchFederationRequest, _aggregator_pb2.WatchFederationResponse]
@@ -184,6 +192,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """For agents. The agent is the identity in the caller's certificate."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetTerms: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetTermsRequest, _aggregator_pb2.GetTermsResponse]  # type: ignore[assignment]
+    """Tells what an agent has to know before it registers. Role agent."""
     RegisterAgent: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.RegisterAgentRequest, _aggregator_pb2.RegisterAgentResponse]  # type: ignore[assignment]
     """Registers or re-registers the calling agent with its capabilities. Role agent."""
     WatchFederation: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchFederationRequest, _aggregator_pb2.WatchFederationResponse]  # type: ignore[assignment]
@@ -205,6 +215,14 @@ class RoundServiceAsyncStub(RoundServiceStub):
 
 class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     """For agents. The agent is the identity in the caller's certificate."""
+
+    @_abc_1.abstractmethod
+    def GetTerms(
+        self,
+        request: _aggregator_pb2.GetTermsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.GetTermsResponse, _abc.Awaitable[_aggregator_pb2.GetTermsResponse]]:
+        """Tells what an agent has to know before it registers. Role agent."""
 
     @_abc_1.abstractmethod
     def RegisterAgent(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.aggregator.agents import AgentLimits
-from services.aggregator.domain import FederationSpec
+from services.aggregator.domain import FederationSpec, Terms
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.service import AggregatorService, ServiceLimits
 from services.common.threads import WorkerPool
@@ -171,6 +171,7 @@ async def test_epoch_is_adopted_with_its_parameters(training):
     newer = replace(device.registration(epoch=2), parameters_digest=NEWER.digest())
     await training.service.register_agent(device.identity, newer)
     await training.wait(100)
+    assert await training.service.get_terms(FEDERATION) == Terms(2, training.spec.basis_cap, training.spec.packing)
     moved = await training.service.get_federation(FEDERATION)
     assert (moved.spec.epoch, moved.spec.parameters) == (2, NEWER)
     assert moved.plan is not None

@@ -51,10 +51,9 @@ class Board:
         phase = found.phase.value if found.phase else "-"
         parts = [f"round {found.number} of {federation.spec.rounds}", phase]
         if found.phase in (RoundPhase.TRAIN, RoundPhase.FACTORS):
-            parts.append(f"factors of {len(found.members)} of {federation.spec.target_agents} agents")
+            parts.append(f"factors of {found.size} of {federation.spec.target_agents} agents")
         elif found.phase is RoundPhase.CIPHER:
-            complete = sum(member.cipher_complete for member in found.members)
-            parts.append(f"ciphertexts of {complete} of {len(found.members)} agents")
+            parts.append(f"ciphertexts of {found.complete} of {found.size} agents")
         return ", ".join(parts)
 
     def activity(self, name: str) -> str:

@@ -22,7 +22,7 @@ from support.authority import ThrowawayAuthority
 
 SERVICES = wire.DESCRIPTOR.services_by_name
 METHODS = [(service, method) for service in SERVICES.values() for method in service.methods]
-AGENT_METHODS = {"GetFederation", *(method.name for method in SERVICES["RoundService"].methods)}
+AGENT_METHODS = {method.name for method in SERVICES["RoundService"].methods}
 OPERATOR_METHODS = {method.name for method in SERVICES["FederationService"].methods}
 
 
@@ -116,7 +116,7 @@ async def test_members_refuse_an_aggregator_of_a_foreign_authority(aggregator, t
     files = ThrowawayAuthority(tmp_path / "foreign", FEDERATION).issue(Role.AGENT, "agent-1")
     async with aggregator.channel(channel_credentials(files)) as channel:
         with pytest.raises(errors.PeerUnreachable):
-            await Member("agent-1", channel).federation()
+            await Member("agent-1", channel).register(2, (10, 6))
 
 
 async def test_health_and_reflection_are_served(aggregator):

@@ -26,6 +26,7 @@ from services.aggregator.domain import (
 from services.client_agent.codec import view_from_proto
 from services.common.blobs import Blob
 from services.common.codec import plan_from_proto
+from services.operators.codec import rounds_from_proto
 from shelora.errors import InvalidIdentifier, MalformedInput, MalformedPayload, SheLoraError
 from shelora.plan import Negotiation, Packing
 from shelora.rounds import Member
@@ -86,11 +87,30 @@ def test_federation_carries_plan_round_and_signature():
     assert (found.deadline_ms, found.started_at_ms, found.ended_at_ms) == (10, 20, 30)
     assert (found.average_bytes, found.cipher_bytes, found.total_weight) == (40, 50, 0.75)
     assert dict(found.phase_seconds) == {"train": 1.5}
-    member = found.members[0]
+    assert (found.member_count, found.complete_count, list(found.members)) == (1, 1, [])
+
+
+def test_a_round_in_a_list_names_its_members():
+    (found,) = codec.round_parts(ROUND)
+    (member,) = found.members
     assert (member.agent, member.rank, list(member.encrypted_columns), member.examples) == ("agent-1", 4, [10, 6], 30)
     assert (member.weight, member.cipher_complete, member.counted) == (0.25, True, True)
     assert (member.factors_bytes, member.cipher_bytes, member.left_reason) == (100, 200, "why")
     assert dict(member.metrics) == {"loss": 0.5}
+
+
+def test_a_round_of_any_size_comes_in_messages_that_fit():
+    figures = {f"a figure with quite a long name, {index}": index / 7 for index in range(64)}
+    members = tuple(replace(MEMBER, agent=f"agent-{index:04}", metrics=figures) for index in range(3_000))
+    parts = [*codec.round_parts(replace(ROUND, members=members)), *codec.round_parts(replace(ROUND, number=4))]
+    assert len(parts) > 3
+    assert max(part.ByteSize() for part in parts) < 2 << 20
+    large, small = rounds_from_proto(parts)
+    assert [member.agent for member in large.members] == [member.agent for member in members]
+    assert (large.size, large.complete, large.members[-1].metrics) == (3_000, 3_000, figures)
+    assert (small.number, small.size, len(small.members)) == (4, 1, 1)
+    with pytest.raises(MalformedPayload, match="round 3: expected 3000 members"):
+        rounds_from_proto(parts[1:])
 
 
 @given(st.sampled_from(AgentTask), st.none() | st.sampled_from(RoundPhase), st.sampled_from(FederationState))

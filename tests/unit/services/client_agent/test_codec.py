@@ -10,7 +10,7 @@ from services.client_agent.domain import Activity, Member, PayloadKind, Registra
 from services.common.codec import plan_to_proto, shapes_from_proto
 from services.common.versions import own_version
 from shelora.errors import DigestMismatch, VersionMismatch
-from shelora.plan import Negotiation, Plan
+from shelora.plan import Negotiation, Packing, Plan
 from shelora.rounds import AgentTask, FederationState, RoundPhase
 from shelora.v1 import agent_pb2, aggregator_pb2, types_pb2
 from support.linear_trainer import SHAPES, signature
@@ -82,10 +82,9 @@ def test_every_word_of_the_wire_has_its_own(enum, wire, prefix):
     assert {f"{prefix}{member.name}" for member in enum} | {f"{prefix}UNSPECIFIED"} == set(wire.keys())
 
 
-def test_terms_name_the_epoch_in_force():
-    spec = aggregator_pb2.FederationSpec(epoch=1, basis_cap=12)
-    assert codec.terms_from_proto(aggregator_pb2.Federation(spec=spec)) == Terms(1, 12)
-    assert codec.terms_from_proto(aggregator_pb2.Federation(spec=spec, plan=plan_to_proto(PLAN))) == Terms(3, 12)
+def test_terms_say_everything():
+    message = aggregator_pb2.GetTermsResponse(epoch=3, basis_cap=12, packing=aggregator_pb2.PACKING_DENSE)
+    assert codec.terms_from_proto(message) == Terms(3, 12, Packing.DENSE)
 
 
 def test_a_registration_says_everything():

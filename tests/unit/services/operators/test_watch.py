@@ -46,7 +46,7 @@ NAMES = ("agent-1", "agent-2")
 TASK = aggregator_pb2.AGENT_TASK_FACTORS
 
 
-def round_message(phase: Any, **metrics: float) -> aggregator_pb2.Round:
+def round_message(phase: Any, number: int = 1, **metrics: float) -> aggregator_pb2.Round:
     members = [
         aggregator_pb2.RoundMember(
             agent=name, rank=4, encrypted_columns=[8, 8], examples=10, weight=0.5, counted=True, metrics=metrics
@@ -54,7 +54,13 @@ def round_message(phase: Any, **metrics: float) -> aggregator_pb2.Round:
         for name in NAMES
     ]
     return aggregator_pb2.Round(
-        number=1, phase=phase, plan_version=1, members=members, phase_seconds={"sum": 3.0, "train": 1.0, "later": 9.0}
+        number=number,
+        phase=phase,
+        plan_version=1,
+        members=members,
+        phase_seconds={"sum": 3.0, "train": 1.0, "later": 9.0},
+        member_count=len(members),
+        complete_count=sum(member.cipher_complete for member in members),
     )
 
 
@@ -174,9 +180,10 @@ async def test_client_brings_domain_values_and_errors_of_the_tree(tmp_path) -> N
 
 
 async def test_lists_may_be_longer_than_a_message(tmp_path) -> None:
-    found = round_message(PUBLISHED)
-    found.reason = "x" * (3 << 20)
-    script = Script([(RUNNING, [found] * 3)])
+    long = [round_message(PUBLISHED, number) for number in (1, 2, 3)]
+    for found in long:
+        found.reason = "x" * (3 << 20)
+    script = Script([(RUNNING, long)])
     async with serving(script, tmp_path / "s") as channel:
         assert len(await FederationClient(channel).rounds("demo")) == 3
 
