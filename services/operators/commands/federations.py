@@ -24,12 +24,13 @@ from services.operators.commands.frame import (
     wants_json,
 )
 from services.operators.domain import Federation, FederationSpec, RegisteredAgent
-from services.operators.planning import Preflight, check_terms, preflight, terms_of
+from services.operators.planning import Preflight, check_terms, preflight, terms_of, unsafe_registered
 from services.operators.render import (
     agents_table,
     as_json,
     federation_table,
     federations_table,
+    names,
     plain,
     round_line,
     round_members_table,
@@ -131,7 +132,8 @@ def start(
     """Start the federation; start it again after it was stopped, or with more rounds after it finished.
 
     Before, the plan of the agents that have registered is checked as plan explain does it: what cannot work is refused,
-    what is unsafe as well unless it is allowed. Agents that register later are not part of the check.
+    what is unsafe as well unless it is allowed. Agents that register later are not part of the check; status names
+    those of them that are unsafe.
     """
 
     async def action(session: Session) -> tuple[Preflight, Federation]:
@@ -151,13 +153,13 @@ def status(
     profile: ProfileOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show state, plan, running round and agents. Exit code 4 when the federation was stopped."""
+    """Show state, plan, running round, agents and whose settings are unsafe. Exit code 4 when it was stopped."""
     as_lines = wants_json(context, json)
     if watch:
         final = perform(context, profile, json, lambda session: _watch(session, interval_s, as_lines))
     else:
         final, agents = perform(context, profile, json, _look)
-        value = {"federation": final, "agents": agents}
+        value = {"federation": final, "agents": agents, "unsafe": unsafe_registered(final, agents)}
         show(value, _status(final, agents), as_lines)
     if final.state is FederationState.STOPPED:
         raise typer.Exit(EXIT_STOPPED)
@@ -236,7 +238,12 @@ async def _look(session: Session) -> Look:
 
 
 def _status(federation: Federation, agents: Sequence[RegisteredAgent]) -> RenderableType:
-    return Group(federation_table(federation), agents_table(agents)) if agents else federation_table(federation)
+    parts: list[RenderableType] = [federation_table(federation)]
+    if agents:
+        parts.append(agents_table(agents))
+    if unsafe := unsafe_registered(federation, agents):
+        parts.append(Text(f"unsafe settings: {names(unsafe)}; see shelora plan explain", style="red"))
+    return Group(*parts)
 
 
 async def _watch(session: Session, interval_s: float, as_lines: bool) -> Federation:

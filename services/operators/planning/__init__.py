@@ -13,6 +13,7 @@ from services.operators.planning.registered import (
     present_terms,
     shapes_of,
     terms_of,
+    unsafe_registered,
 )
 from services.operators.planning.security import USUAL_PARAMETERS, Security, imagined_parameters
 from services.operators.planning.shapes import parse_budgets, parse_ranks, parse_shapes
@@ -47,5 +48,6 @@ __all__ = [
     "shapes_of",
     "terms_of",
     "unsafe_among",
+    "unsafe_registered",
     "verdicts_of",
 ]

@@ -10,7 +10,7 @@ from services.operators.planning.explanation import Explanation, explain
 from services.operators.planning.limits import check_terms
 from services.operators.planning.rates import Rates, measured_rates
 from services.operators.planning.terms import Participant, Terms
-from services.operators.planning.verdict import require_safe
+from services.operators.planning.verdict import require_safe, unsafe_among, verdicts_of
 from shelora.errors import InvalidPlan
 from shelora.plan import ModelShapes
 
@@ -97,13 +97,20 @@ def explain_registered(
     chosen = terms or present_terms(federation)
     common = rates or Rates()
     measured = measured_rates(rounds, federation.spec.parameters, common)
-    participants = [
-        Participant(
-            agent.name, agent.rank, agent.budget, agent.columns, max(agent.examples, 1), measured.get(agent.name)
-        )
-        for agent in agents
-    ]
+    participants = [replace(_participant(agent), rates=measured.get(agent.name)) for agent in agents]
     return explain(shapes, participants, chosen, rates=common)
+
+
+def unsafe_registered(federation: Federation, agents: Sequence[RegisteredAgent]) -> tuple[str, ...]:
+    """Names of the registered agents whose settings are unsafe, whenever they came."""
+    if not agents:
+        return ()
+    participants = [_participant(agent) for agent in agents]
+    return unsafe_among(verdicts_of(shapes_of(federation), participants, present_terms(federation)))
+
+
+def _participant(agent: RegisteredAgent) -> Participant:
+    return Participant(agent.name, agent.rank, agent.budget, agent.columns, max(agent.examples, 1))
 
 
 def preflight(federation: Federation, agents: Sequence[RegisteredAgent], *, allow_unsafe: bool) -> Preflight:

@@ -107,6 +107,16 @@ def test_an_unsafe_one_is_refused_unless_that_is_allowed(services) -> None:
     assert "unsafe for b" in found["preflight"]["summary"]
 
 
+def test_status_names_whoever_came_later_with_unsafe_settings(services) -> None:
+    services.present = [agent("a"), agent("b", k=8)]
+    code, out, _ = run("federation", "status")
+    assert code == 0
+    assert "unsafe settings: b; see shelora plan explain" in out
+    assert json.loads(run("federation", "status", "--json")[1])["unsafe"] == ["b"]
+    services.present = [agent("a")]
+    assert "unsafe" not in run("federation", "status")[1]
+
+
 def test_start_can_wait_for_all_agents(services) -> None:
     services.coming = [agent("a"), agent("b", k=8)]
     assert run("federation", "start", "--wait-s", "60")[0] == 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.operators.domain import RegisteredAgent
-from services.operators.planning import Rates, explain_registered, preflight, present_terms, terms_of
+from services.operators.planning import Rates, explain_registered, preflight, present_terms, terms_of, unsafe_registered
 from shelora.errors import InvalidPlan, RankMismatch, UnsafePlan
 from shelora.plan import Packing
 from support.operators import make_federation, make_member, make_round
@@ -63,6 +63,12 @@ def test_an_unsafe_federation_starts_only_when_that_is_allowed() -> None:
         preflight(FEDERATION, agents, allow_unsafe=False)
     allowed = preflight(FEDERATION, agents, allow_unsafe=True)
     assert "leakage: unsafe for b" in allowed.summary
+
+
+def test_whoever_came_later_is_judged_all_the_same() -> None:
+    assert unsafe_registered(replace(FEDERATION, shapes=None), []) == ()
+    assert unsafe_registered(FEDERATION, [registered("a"), registered("b", k=8)]) == ("b",)
+    assert unsafe_registered(make_federation(), [registered("a"), registered("b")]) == ()
 
 
 def test_what_cannot_work_never_starts() -> None:
