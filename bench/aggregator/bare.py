@@ -19,11 +19,6 @@ from shelora.v1 import aggregator_pb2
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-async def answer_nothing(_request: aggregator_pb2.GetUploadRequest, _context: Context) -> Any:
-    """No bytes are there yet, whoever asks."""
-    return aggregator_pb2.GetUploadResponse()
-
-
 async def throw_away(messages: AsyncIterator[aggregator_pb2.UploadRequest], context: Context) -> Any:
     """Take every message and do nothing with it."""
     await context.send_initial_metadata(())
@@ -33,13 +28,8 @@ async def throw_away(messages: AsyncIterator[aggregator_pb2.UploadRequest], cont
 
 
 def handlers() -> grpc.GenericRpcHandler:
-    """The two calls of an upload."""
+    """The call of an upload."""
     methods: dict[str, Any] = {
-        "GetUpload": grpc.unary_unary_rpc_method_handler(
-            cast("Any", answer_nothing),
-            request_deserializer=aggregator_pb2.GetUploadRequest.FromString,
-            response_serializer=aggregator_pb2.GetUploadResponse.SerializeToString,
-        ),
         "Upload": grpc.stream_unary_rpc_method_handler(
             cast("Any", throw_away),
             request_deserializer=aggregator_pb2.UploadRequest.FromString,

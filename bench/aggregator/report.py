@@ -51,7 +51,7 @@ def sums(records: Sequence[Record]) -> str:
 
 
 def ingest(records: Records) -> str:
-    """The product beside a bare server: the same client code, and the same messages without digest and question."""
+    """The product beside a bare server: the same client code, and the same messages alone."""
     rows = []
     for name in ("one", "four", "small"):
         # The first round also loads code and fills caches.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -153,8 +153,14 @@ class AggregatorService:
     async def get_upload(self, identity: Identity, ticket: UploadTicket) -> UploadStatus:
         return await self._uploads.status(identity, ticket)
 
-    async def upload(self, identity: Identity, ticket: UploadTicket, pieces: AsyncIterator[Piece]) -> UploadReceipt:
-        return await self._uploads.upload(identity, ticket, pieces)
+    async def upload(
+        self,
+        identity: Identity,
+        ticket: UploadTicket,
+        pieces: AsyncIterator[Piece],
+        tell: Callable[[int], object] = lambda _staged_bytes: None,
+    ) -> UploadReceipt:
+        return await self._uploads.upload(identity, ticket, pieces, tell)
 
     async def open_download(self, identity: Identity, request: DownloadRequest) -> Download:
         return await self._downloads.open(identity, request)

@@ -20,7 +20,7 @@ from services.common.blobs import Blob, BlobStore
 from services.common.codec import parameters_from_proto
 from services.common.identity import Identity, Role, require_role
 from services.common.patience import Patience
-from services.common.transfer import check_order, chunks
+from services.common.transfer import STAGED_BYTES, check_order, chunks
 from services.common.versions import check_peer_version, own_version
 from shelora.errors import MalformedPayload, Unavailable, UnknownBlob
 from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
@@ -197,7 +197,9 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         if not isinstance(header, aggregator_pb2.UploadHeader):
             raise MalformedPayload("upload: expected a header first, got something else", hint="send the header first")
         identity = self._door.admit(context, Role.AGENT, federation=header.federation)
-        receipt = await self._service.upload(identity, codec.ticket_from_proto(header), _Pieces(messages, context))
+        pieces = _Pieces(messages, context)
+        ticket = codec.ticket_from_proto(header)
+        receipt = await self._service.upload(identity, ticket, pieces, pieces.continue_at)
         return aggregator_pb2.UploadResponse(accepted_bytes=receipt.accepted_bytes, duplicate=receipt.duplicate)
 
     async def Download(
@@ -250,7 +252,7 @@ class _Messages:
 
 
 class _Pieces:
-    """The pieces of an upload; the sender is told to begin when the first one is asked for.
+    """The pieces of an upload; the sender is told to begin, and where, when the first one is asked for.
 
     A sender that waits for that leaves nothing in the transport's memory until then.
     """
@@ -259,13 +261,18 @@ class _Pieces:
         self._messages = messages
         self._context = context
         self._position: int | None = None
+        self._staged_bytes = 0
+
+    def continue_at(self, staged_bytes: int) -> None:
+        """What the sender will be told."""
+        self._staged_bytes = staged_bytes
 
     def __aiter__(self) -> _Pieces:
         return self
 
     async def __anext__(self) -> Piece:
         if self._position is None:
-            await self._context.send_initial_metadata(())
+            await self._context.send_initial_metadata(((STAGED_BYTES, str(self._staged_bytes)),))
         piece = await self._messages.next()
         if piece is grpc.aio.EOF:
             raise StopAsyncIteration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -120,13 +120,20 @@ class Uploads:
         async with self._lock(name):
             return UploadStatus(self._staging_of(name, ticket, expected).staging.size_bytes, complete=False)
 
-    async def upload(self, identity: Identity, ticket: UploadTicket, pieces: AsyncIterator[Piece]) -> UploadReceipt:
+    async def upload(
+        self,
+        identity: Identity,
+        ticket: UploadTicket,
+        pieces: AsyncIterator[Piece],
+        tell: Callable[[int], object] = lambda _staged_bytes: None,
+    ) -> UploadReceipt:
         """Take one payload in.
 
         Args:
             identity: the calling agent.
             ticket: names the payload.
             pieces: its bytes from the staged offset on.
+            tell: called with the staged offset before the first piece is asked for.
 
         Returns:
             The receipt, once everything is checked and durable. The same payload again is a duplicate.
@@ -150,7 +157,7 @@ class Uploads:
         incoming = _Incoming(name, ticket, expected, self._lock(name), Turn(self._turns))
         finishing: asyncio.Task[UploadReceipt] | None = None
         try:
-            if not await self._take(incoming, pieces):
+            if not await self._take(incoming, pieces, tell):
                 return UploadReceipt(ticket.size_bytes, duplicate=True)
             # The sender may go away now; what it has sent is finished all the same.
             finishing = asyncio.create_task(self._finish(incoming))
@@ -216,7 +223,7 @@ class Uploads:
                 hint="check rank and budget against the registration",
             )
 
-    async def _take(self, incoming: _Incoming, pieces: AsyncIterator[Piece]) -> bool:
+    async def _take(self, incoming: _Incoming, pieces: AsyncIterator[Piece], tell: Callable[[int], object]) -> bool:
         """Stage all pieces while others arrive; False when the payload is not wanted any more."""
         name, ticket, turn, seen, iterator = incoming.name, incoming.ticket, incoming.turn, _Seen(), pieces.__aiter__()
         intake = Intake(
@@ -228,6 +235,11 @@ class Uploads:
             self._threads,
         )
         try:
+            await turn.take()
+            async with incoming.lock:
+                if not await self._still_wanted(name, ticket, seen):
+                    return False
+                tell(self._staging_of(name, ticket, incoming.expected).staging.size_bytes)
             while (piece := await turn.next(iterator)) is not None:
                 if not await intake.put(piece):
                     return False

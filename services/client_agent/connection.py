@@ -30,7 +30,7 @@ from services.common.enrolment import Enrolment, ensure_identity, renew_forever
 from services.common.keymanager_client import FetchedEpoch, KeyManagerClient
 from services.common.retry import retrying
 from services.common.tls import IdentityFiles, channel_credentials
-from services.common.transfer import CHUNK_BYTES, chunks, payload_header, receive, received_bytes
+from services.common.transfer import CHUNK_BYTES, STAGED_BYTES, chunks, payload_header, receive, received_bytes
 from services.common.versions import check_peer_version
 from shelora.errors import (
     ChecksumMismatch,
@@ -51,6 +51,7 @@ LONG_BYTES = 4 << 20
 _CALL_TIMEOUT_S = 30.0
 _SILENCE_S = 60.0
 _LONGEST_WAIT_S = 5.0
+_OFFSET_DIGITS = 20
 
 
 class _Link:
@@ -201,12 +202,9 @@ class Connection:
         header = upload_to_proto(self._federation, upload, payload)
 
         async def attempt() -> None:
-            question = aggregator_pb2.GetUploadRequest(header=header)
+            requests = UploadRequests(header, upload.path, report)
             async with self._link.used() as link, link.rounds_for(payload.size_bytes) as rounds:
-                status = await call(rounds.GetUpload, question, timeout_s=_CALL_TIMEOUT_S)
-                if not status.complete:
-                    requests = _upload_requests(header, upload.path, status.staged_bytes, report)
-                    await send_stream(rounds.Upload, requests, timeout_s=None, when_asked=True)
+                await send_stream(rounds.Upload, requests, timeout_s=None, asked=requests.continue_at)
 
         await self._retrying(attempt)
         report(1.0, "")
@@ -298,14 +296,35 @@ class Connection:
         await old.retire()
 
 
-async def _upload_requests(
-    header: aggregator_pb2.UploadHeader, path: Path, offset: int, report: Report
-) -> AsyncIterator[aggregator_pb2.UploadRequest]:
-    yield aggregator_pb2.UploadRequest(header=header)
-    size = max(1, header.payload.size_bytes)
-    for chunk in chunks(path, offset):
-        yield aggregator_pb2.UploadRequest(chunk=chunk)
-        report(min(size, chunk.offset + CHUNK_BYTES) / size, "")
+class UploadRequests:
+    """The messages of one upload; where its chunks begin is told after the header."""
+
+    def __init__(self, header: aggregator_pb2.UploadHeader, path: Path, report: Report) -> None:
+        self._header = header
+        self._path = path
+        self._report = report
+        self._offset = 0
+
+    def continue_at(self, metadata: Mapping[str, Any]) -> None:
+        """The aggregator asks for the chunks.
+
+        Raises:
+            MalformedPayload: it does not name an offset.
+        """
+        text = str(metadata.get(STAGED_BYTES, "0"))
+        if not text.isdecimal() or len(text) > _OFFSET_DIGITS:
+            raise MalformedPayload(
+                f"upload: expected an offset in bytes to begin at, got {text[:_OFFSET_DIGITS]!r}",
+                hint="compare both software versions",
+            )
+        self._offset = int(text)
+
+    async def __aiter__(self) -> AsyncIterator[aggregator_pb2.UploadRequest]:
+        yield aggregator_pb2.UploadRequest(header=self._header)
+        size = max(1, self._header.payload.size_bytes)
+        for chunk in chunks(self._path, self._offset):
+            yield aggregator_pb2.UploadRequest(chunk=chunk)
+            self._report(min(size, chunk.offset + CHUNK_BYTES) / size, "")
 
 
 async def _next(stream: AsyncIterator[Any], ended: asyncio.Event | None) -> Any:

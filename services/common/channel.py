@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import grpc
@@ -135,7 +135,11 @@ async def receive_stream(method: Any, request: Any, *, timeout_s: float | None) 
 
 
 async def send_stream(
-    method: Any, requests: AsyncIterable[Any], *, timeout_s: float | None, when_asked: bool = False
+    method: Any,
+    requests: AsyncIterable[Any],
+    *,
+    timeout_s: float | None,
+    asked: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Any:
     """Make a call whose request is a stream.
 
@@ -143,7 +147,7 @@ async def send_stream(
         method: a stream-unary member of a stub.
         requests: the request messages; an exception in it cancels the call and is raised here as it is.
         timeout_s: longest time for the whole call in seconds.
-        when_asked: after the first message wait until the other side asks for the others, with its initial metadata.
+        asked: called with the other side's initial metadata, before the second message is made; without, nobody waits.
 
     Returns:
         The response message; it may come before all requests are sent.
@@ -157,9 +161,9 @@ async def send_stream(
         async for message in requests:
             if not await _written(stream.write(message)):
                 break
-            if when_asked:
-                await stream.initial_metadata()
-                when_asked = False
+            if asked is not None:
+                asked(dict(await stream.initial_metadata()))
+                asked = None
         else:
             await _written(stream.done_writing())
         return await stream

@@ -21,6 +21,9 @@ CHUNK_BYTES: Final = 1 << 20
 MAX_CHUNK_BYTES: Final = 4 << 20
 """Longest chunk that is accepted."""
 
+STAGED_BYTES: Final = "staged-bytes"
+"""Key of the initial metadata with which an aggregator asks for the chunks of an upload: where they shall begin."""
+
 MAX_PAYLOAD_BYTES: Final = 1 << 40
 """Longest payload that can be announced."""
 

@@ -541,7 +541,8 @@ class RoundServiceServicer:
 
     def Upload(self, request_iterator, context):
         """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
-        a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+        `staged-bytes` in them is the offset to begin at. A sender that waits for that holds nothing in anybody's memory. Answered after
+        everything is checked and durable. Role agent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -178,7 +178,8 @@ class RoundServiceStub:
     """Tells how many bytes of an upload are staged, so that a cut upload continues there. Role agent."""
     Upload: _grpc.StreamUnaryMultiCallable[_aggregator_pb2.UploadRequest, _aggregator_pb2.UploadResponse]
     """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
-    a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+    `staged-bytes` in them is the offset to begin at. A sender that waits for that holds nothing in anybody's memory. Answered after
+    everything is checked and durable. Role agent.
     """
     Download: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.DownloadRequest, _aggregator_pb2.DownloadResponse]
     """Streams one payload: first the header, then chunks from the asked offset. Role agent."""
@@ -204,7 +205,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """Tells how many bytes of an upload are staged, so that a cut upload continues there. Role agent."""
     Upload: _aio.StreamUnaryMultiCallable[_aggregator_pb2.UploadRequest, _aggregator_pb2.UploadResponse]  # type: ignore[assignment]
     """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
-    a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+    `staged-bytes` in them is the offset to begin at. A sender that waits for that holds nothing in anybody's memory. Answered after
+    everything is checked and durable. Role agent.
     """
     Download: _aio.UnaryStreamMultiCallable[_aggregator_pb2.DownloadRequest, _aggregator_pb2.DownloadResponse]  # type: ignore[assignment]
     """Streams one payload: first the header, then chunks from the asked offset. Role agent."""
@@ -257,7 +259,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.UploadResponse, _abc.Awaitable[_aggregator_pb2.UploadResponse]]:
         """Uploads one payload: first the header, then chunks. The aggregator sends its initial metadata when it has room for the chunks;
-        a sender that waits for that holds nothing in anybody's memory. Answered after everything is checked and durable. Role agent.
+        `staged-bytes` in them is the offset to begin at. A sender that waits for that holds nothing in anybody's memory. Answered after
+        everything is checked and durable. Role agent.
         """
 
     @_abc_1.abstractmethod

@@ -77,7 +77,7 @@ class Failing:
         first = await anext(messages)
         await asyncio.sleep(0.2)
         self.asked.set()
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata((("begin", "7"),))
         return b" ".join([first, *[message async for message in messages]])
 
     async def stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -241,19 +241,22 @@ async def test_an_error_while_sending_cancels_the_call(channel: grpc.aio.Channel
 
 
 async def test_a_sender_may_wait_until_it_is_asked(failing: Failing, channel: grpc.aio.Channel) -> None:
+    told: list[Any] = []
+
     async def requests() -> AsyncIterator[bytes]:
         yield b"first"
         assert failing.asked.is_set()
+        assert [metadata["begin"] for metadata in told] == ["7"]
         yield b"second"
 
     method: Any = channel.stream_unary("/test.Failing/ask")
-    assert await send_stream(method, requests(), timeout_s=10, when_asked=True) == b"first second"
+    assert await send_stream(method, requests(), timeout_s=10, asked=told.append) == b"first second"
 
 
-@pytest.mark.parametrize("when_asked", [False, True])
+@pytest.mark.parametrize("asked", [None, dict])
 @pytest.mark.parametrize("repetition", range(10))
 async def test_an_early_refusal_reaches_a_sender_that_still_sends(
-    failing: Failing, channel: grpc.aio.Channel, repetition: int, when_asked: bool
+    failing: Failing, channel: grpc.aio.Channel, repetition: int, asked: Any
 ) -> None:
     failing.error = errors.PayloadTooLarge("expected less")
 
@@ -263,13 +266,13 @@ async def test_an_early_refusal_reaches_a_sender_that_still_sends(
 
     method: Any = channel.stream_unary("/test.Failing/stream_unary")
     with pytest.raises(errors.PayloadTooLarge, match="expected less"):
-        await send_stream(method, requests(), timeout_s=30, when_asked=when_asked)
+        await send_stream(method, requests(), timeout_s=30, asked=asked)
 
 
-@pytest.mark.parametrize("when_asked", [False, True])
+@pytest.mark.parametrize("asked", [None, dict])
 @pytest.mark.parametrize("repetition", range(10))
 async def test_an_early_answer_reaches_a_sender_that_still_sends(
-    channel: grpc.aio.Channel, repetition: int, when_asked: bool
+    channel: grpc.aio.Channel, repetition: int, asked: Any
 ) -> None:
     async def requests() -> AsyncIterator[bytes]:
         yield b"first"
@@ -277,7 +280,7 @@ async def test_an_early_answer_reaches_a_sender_that_still_sends(
             yield bytes(65_536)
 
     method: Any = channel.stream_unary("/test.Failing/answer_early")
-    answer = await send_stream(method, requests(), timeout_s=30, when_asked=when_asked)
+    answer = await send_stream(method, requests(), timeout_s=30, asked=asked)
     assert answer == b"first"
 
 

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from services.client_agent.codec import upload_to_proto
+from services.client_agent.connection import Connection, UploadRequests
+from services.client_agent.domain import PayloadKind, Upload
+from services.common.clock import SystemClock
 from services.common.codec import plan_from_proto
-from shelora.errors import ConflictingResend, SizeMismatch, UnknownBlob, UnknownRound
+from services.common.identity import Role
+from services.common.transfer import payload_header
+from shelora.errors import ConflictingResend, MalformedPayload, SheLoraError, SizeMismatch, UnknownBlob, UnknownRound
 from shelora.lora import plaintext_average
 from shelora.v1 import aggregator_pb2 as wire
-from support.aggregator import upload_header
+from support.aggregator import FEDERATION, upload_header
 from support.rounds import BUDGETS, open_published, send_cipher, send_factors, send_sensitivities
 from support.updates import SHAPES, open_residues, sensitivities
 
@@ -109,6 +115,39 @@ async def test_a_resend_is_recognised_and_a_different_one_refused(negotiating, a
     assert (await agents[0].staged(header)).complete
     with pytest.raises(ConflictingResend):
         await agents[0].upload(upload_header(view, wire.PAYLOAD_KIND_SENSITIVITY, other), other)
+
+
+async def test_an_agent_sends_what_is_missing_of_a_cut_upload(negotiating, agents, aggregator, contributions, tmp_path):
+    for agent in agents:
+        await send_sensitivities(agent, sensitivities())
+    view = await agents[0].until(wire.AGENT_TASK_FACTORS)
+    plan = plan_from_proto(view.plan)
+    path = tmp_path / "factors"
+    path.write_bytes(contributions[agents[0].name].factors(plan))
+    upload = Upload(PayloadKind.FACTORS, path, view.round, plan, examples=contributions[agents[0].name].examples)
+    header = upload_to_proto(FEDERATION, upload, payload_header(path))
+    with pytest.raises(SizeMismatch):
+        await agents[0].upload(header, path.read_bytes()[:300])
+
+    sent: list[float] = []
+    errors: list[SheLoraError] = []
+    files = aggregator.authority.issue(Role.AGENT, agents[0].name)
+    async with Connection(
+        FEDERATION, aggregator.address, "127.0.0.1:9", files, SystemClock(), errors.append
+    ) as connection:
+        await connection.upload(upload, lambda fraction, _: sent.append(fraction))
+        assert (await agents[0].staged(header)).complete
+        assert sent == [1.0, 1.0]
+        await connection.upload(upload, lambda fraction, _: sent.append(fraction))
+    assert errors == []
+
+
+@pytest.mark.parametrize("offset", ["-1", "1e3", "", "9" * 21])
+def test_a_place_to_begin_is_a_number(tmp_path, offset):
+    requests = UploadRequests(wire.UploadHeader(), tmp_path, lambda _fraction, _detail: None)
+    requests.continue_at({})
+    with pytest.raises(MalformedPayload, match="an offset in bytes to begin at"):
+        requests.continue_at({"staged-bytes": offset})
 
 
 async def test_a_cut_upload_continues_and_a_cut_download_resumes(negotiating, agents, contributions):
