@@ -16,11 +16,11 @@ from bench.records import Record
 from services.client_agent.codec import upload_to_proto
 from services.client_agent.connection import Connection
 from services.client_agent.domain import Upload
-from services.common.channel import open_channel, send_stream
+from services.common.channel import open_channel
 from services.common.identity import Role
 from services.common.tls import channel_credentials
-from services.common.transfer import chunks, payload_header
-from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc
+from services.common.transfer import payload_header, pieces
+from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
 
 
 async def uploads(folder: Path, workload: Workload, at_once: int, rounds: int) -> AsyncIterator[Record]:
@@ -74,7 +74,7 @@ async def _timed(server: Server, pairs: Sequence[tuple[Connection, Upload]]) -> 
 
 
 async def _stream(stage: Stage, server: Server, ciphers: Sequence[Upload]) -> float:
-    """Seconds for the messages alone, without the product's client."""
+    """Seconds for the messages alone as gRPC and protobuf send them by themselves, without the product's client."""
     credentials = channel_credentials(stage.issue(Role.AGENT, "stream"))
     channels = [open_channel(server.address, credentials) for _ in ciphers]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
@@ -83,10 +83,11 @@ async def _stream(stage: Stage, server: Server, ciphers: Sequence[Upload]) -> fl
     async def send(channel: Any, path: Path) -> None:
         async def requests() -> AsyncIterator[aggregator_pb2.UploadRequest]:
             yield aggregator_pb2.UploadRequest(header=header)
-            for chunk in chunks(path):
+            for piece in pieces(path):
+                chunk = types_pb2.Chunk(offset=piece.offset, data=bytes(piece.data), crc32=piece.crc32)
                 yield aggregator_pb2.UploadRequest(chunk=chunk)
 
-        await send_stream(aggregator_pb2_grpc.RoundServiceStub(channel).Upload, requests(), timeout_s=None, asked=dict)
+        await aggregator_pb2_grpc.RoundServiceStub(channel).Upload(requests())
 
     started = time.perf_counter()
     await asyncio.gather(*(send(channel, cipher.path) for channel, cipher in zip(channels, ciphers, strict=True)))

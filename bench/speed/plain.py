@@ -23,18 +23,20 @@ from services.client_agent.config import AgentConfig
 from services.client_agent.connection import connect
 from services.client_agent.state import AgentState
 from services.common.channel import open_channel
+from services.common.chunk_codec import reader, serialize
 from services.common.clock import SystemClock
 from services.common.config import load_config
 from services.common.enrolment import ensure_identity
 from services.common.lifecycle import announced, run_until_signalled
 from services.common.server import GrpcServer
 from services.common.tls import IdentityFiles, channel_credentials, server_credentials
-from services.common.transfer import check_chunk, chunks
+from services.common.transfer import Piece, check_piece, pieces
 from shelora.lora import Adapter
-from shelora.v1 import types_pb2
+from shelora.v1 import aggregator_pb2
 
 _SERVICE: Final = "bench.PlainAveraging"
 _AVERAGE: Final = "Average"
+_read: Final = reader(aggregator_pb2.UploadRequest)
 Float32 = npt.NDArray[np.float32]
 
 
@@ -50,11 +52,11 @@ class PlainAverage:
         self._senders = 0
         self._mean: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    async def average(self, requests: AsyncIterator[types_pb2.Chunk], _context: Any) -> AsyncIterator[types_pb2.Chunk]:
+    async def average(self, requests: AsyncIterator[Piece], _context: Any) -> AsyncIterator[Piece]:
         """One agent's vector in, the mean of all out."""
         payload = bytearray()
-        async for chunk in requests:
-            payload += check_chunk(chunk, len(payload))
+        async for piece in requests:
+            payload += check_piece(piece, len(payload))
         vector = np.frombuffer(payload, dtype=np.float32)
         self._total = vector.astype(np.float64) if self._total is None else self._total + vector
         self._senders += 1
@@ -62,8 +64,8 @@ class PlainAverage:
         if self._senders == self._agents:
             mean.set_result((self._total / self._agents).astype(np.float32).tobytes())
             self._begin()
-        for chunk in chunks(await mean):
-            yield chunk
+        for piece in pieces(await mean):
+            yield piece
 
 
 class PlainAgent:
@@ -88,10 +90,10 @@ class PlainAgent:
         """
         state = self._start()
         async with open_channel(self._address, channel_credentials(self._files)) as channel:
-            average = channel.stream_stream(
+            average: Any = channel.stream_stream(
                 f"/{_SERVICE}/{_AVERAGE}",
-                request_serializer=types_pb2.Chunk.SerializeToString,
-                response_deserializer=types_pb2.Chunk.FromString,
+                request_serializer=serialize,
+                response_deserializer=_read,
             )
             for number in range(1, rounds + 1):
                 self._trainer.set_adapter(state)
@@ -99,8 +101,8 @@ class PlainAgent:
                 state = self._trainer.get_adapter()
                 sent = pack(state)
                 received = bytearray()
-                async for chunk in average(chunks(sent), wait_for_ready=True):
-                    received += check_chunk(chunk, len(received))
+                async for piece in average(pieces(sent), wait_for_ready=True):
+                    received += check_piece(piece, len(received))
                 state = unpack(np.frombuffer(received, dtype=np.float32), state)
                 self._trainer.set_adapter(state)
                 folder = self._files.folder.parent / "adapters" / f"round-{number:03d}"
@@ -144,8 +146,8 @@ async def serve(config: AggregatorConfig, agents: int, ready_file: Path, stop: a
     averaging = PlainAverage(agents)
     handler = grpc.stream_stream_rpc_method_handler(
         averaging.average,
-        request_deserializer=types_pb2.Chunk.FromString,
-        response_serializer=types_pb2.Chunk.SerializeToString,
+        request_deserializer=_read,
+        response_serializer=serialize,
     )
     generic = grpc.method_handlers_generic_handler(_SERVICE, {_AVERAGE: handler})
     credentials = server_credentials(files, require_client=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from services.common.blobs import Blob
-from services.common.digests import Buffer
 from shelora.he.parameters import CkksParameters
 from shelora.plan.packing import Packing
 from shelora.plan.plan import Negotiation, Plan
@@ -110,18 +109,6 @@ class UploadTicket:
     layout_digest: bytes = b""
     examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some bytes of a streamed payload, their position in it, and the CRC-32 they came with.
-
-    The checksum is not checked yet: that takes as long as writing the bytes and is done in the same thread.
-    """
-
-    offset: int
-    data: Buffer
-    crc32: int
 
 
 @dataclass(frozen=True)

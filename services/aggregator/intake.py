@@ -10,12 +10,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
-from services.aggregator.domain import Piece
 from services.aggregator.ports import Arriving
 from services.common.blobs import Staging
 from services.common.digests import Buffer
 from services.common.threads import ended, start_in_thread
-from services.common.transfer import check_crc
+from services.common.transfer import Piece, check_crc
 from shelora.errors import SheLoraError, SizeMismatch
 
 BACKLOG: Final = 2

@@ -16,7 +16,6 @@ from services.aggregator.domain import (
     Event,
     FederationSpec,
     FederationSummary,
-    Piece,
     Registration,
     RoundSummary,
     Terms,
@@ -35,6 +34,7 @@ from services.common.blobs import BlobStore
 from services.common.clock import Clock
 from services.common.database import Database
 from services.common.identity import Identity
+from services.common.transfer import Piece
 from shelora.he.parameters import CkksParameters
 
 _EVENTS_PER_QUERY: Final = 200

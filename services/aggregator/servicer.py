@@ -12,18 +12,17 @@ import anyio.to_thread
 import grpc
 
 from services.aggregator import codec
-from services.aggregator.domain import Piece
 from services.aggregator.revocations import Revocations
 from services.aggregator.service import AggregatorService
-from services.aggregator.upload_codec import read_part
 from services.common.blobs import Blob, BlobStore
+from services.common.chunk_codec import reader, serialize
 from services.common.codec import parameters_from_proto
 from services.common.identity import Identity, Role, require_role
 from services.common.patience import Patience
-from services.common.transfer import STAGED_BYTES, check_order, chunks
+from services.common.transfer import STAGED_BYTES, Piece, check_order, pieces
 from services.common.versions import check_peer_version, own_version
 from shelora.errors import MalformedPayload, Unavailable, UnknownBlob
-from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
+from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
@@ -204,12 +203,12 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
 
     async def Download(
         self, request: aggregator_pb2.DownloadRequest, context: Context
-    ) -> AsyncIterator[aggregator_pb2.DownloadResponse]:
+    ) -> AsyncIterator[Any]:  # A DownloadResponse, then pieces; see `_payload_handlers`.
         identity = self._door.admit(context, Role.AGENT, federation=request.federation)
         download = await self._service.open_download(identity, codec.download_from_proto(request))
         yield aggregator_pb2.DownloadResponse(header=codec.download_to_proto(download))
-        async for chunk in _stored_chunks(self._blobs, download.blob, download.offset):
-            yield aggregator_pb2.DownloadResponse(chunk=chunk)
+        async for piece in _stored_pieces(self._blobs, download.blob, download.offset):
+            yield piece
 
     async def ReportRound(
         self, request: aggregator_pb2.ReportRoundRequest, context: Context
@@ -243,7 +242,7 @@ class _Messages:
         self._patience = patience
 
     async def next(self) -> Any:
-        """What the next message brings (an `UploadPart`), EOF at the end."""
+        """What the next message brings (a `Part`), EOF at the end."""
         self._patience.begin()
         try:
             return await self._context.read()
@@ -283,12 +282,12 @@ class _Pieces:
         return piece
 
 
-async def _stored_chunks(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIterator[types_pb2.Chunk]:
-    """The chunks of a blob, read in a thread one by one."""
-    pieces = chunks(blobs.path(blob.key), offset)
+async def _stored_pieces(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIterator[Piece]:
+    """The pieces of a blob, read in a thread one by one."""
+    stored = pieces(blobs.path(blob.key), offset)
     try:
-        while (chunk := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
-            yield chunk
+        while (piece := await anyio.to_thread.run_sync(next, stored, None)) is not None:
+            yield piece
     except FileNotFoundError as error:
         raise UnknownBlob(
             "payload: expected stored bytes, got none: a newer round has replaced them",
@@ -296,13 +295,20 @@ async def _stored_chunks(blobs: BlobStore, blob: Blob, offset: int) -> AsyncIter
         ) from error
 
 
-def _upload_handler(servicer: RoundServicer) -> Any:
-    """In place of the generated one, whose deserializer copies."""
-    return grpc.stream_unary_rpc_method_handler(
-        cast("Any", servicer.Upload),
-        request_deserializer=read_part,
-        response_serializer=aggregator_pb2.UploadResponse.SerializeToString,
-    )
+def _payload_handlers(servicer: RoundServicer) -> dict[str, Any]:
+    """In place of the generated ones, which copy the bytes of chunks."""
+    return {
+        "Upload": grpc.stream_unary_rpc_method_handler(
+            cast("Any", servicer.Upload),
+            request_deserializer=reader(aggregator_pb2.UploadRequest),
+            response_serializer=aggregator_pb2.UploadResponse.SerializeToString,
+        ),
+        "Download": grpc.unary_stream_rpc_method_handler(
+            cast("Any", servicer.Download),
+            request_deserializer=aggregator_pb2.DownloadRequest.FromString,
+            response_serializer=serialize,
+        ),
+    }
 
 
 def registration(
@@ -316,6 +322,6 @@ def registration(
         rounds = RoundServicer(service, door, blobs, silence_s=silence_s)
         aggregator_pb2_grpc.add_FederationServiceServicer_to_server(federations, server)
         aggregator_pb2_grpc.add_RoundServiceServicer_to_server(rounds, server)
-        server.add_registered_method_handlers(_ROUNDS, {"Upload": _upload_handler(rounds)})
+        server.add_registered_method_handlers(_ROUNDS, _payload_handlers(rounds))
 
     return register

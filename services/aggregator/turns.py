@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from services.aggregator.domain import Piece
 from services.common.patience import Patience
+from services.common.transfer import Piece
 
 STREAMS: Final = 4
 """Uploads that are taken in at the same time; the senders of others wait until they are asked to begin.

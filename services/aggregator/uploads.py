@@ -13,7 +13,7 @@ import structlog
 
 from services.aggregator import store
 from services.aggregator.admission import PayloadName, admitted, announced, name_of
-from services.aggregator.domain import ExpectedPayload, Piece, UploadReceipt, UploadStatus, UploadTicket
+from services.aggregator.domain import ExpectedPayload, UploadReceipt, UploadStatus, UploadTicket
 from services.aggregator.events import Hub, Presence
 from services.aggregator.intake import Intake, Staged
 from services.aggregator.ledger import Change, Ledger
@@ -23,6 +23,7 @@ from services.aggregator.turns import STREAMS, Turn
 from services.common.blobs import Blob, BlobStore
 from services.common.identity import Identity
 from services.common.threads import ended, start_in_thread
+from services.common.transfer import Piece
 from shelora.errors import (
     Conflict,
     ConflictingResend,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import grpc
 import structlog
 
 from services.client_agent.codec import (
@@ -25,12 +26,13 @@ from services.client_agent.domain import PayloadKind, Received, Registration, Te
 from services.client_agent.progress import Report
 from services.client_agent.state import AgentState
 from services.common.channel import call, open_channel, receive_stream, send_stream
+from services.common.chunk_codec import reader, serialize
 from services.common.clock import Clock
 from services.common.enrolment import Enrolment, ensure_identity, renew_forever
 from services.common.keymanager_client import FetchedEpoch, KeyManagerClient
 from services.common.retry import retrying
 from services.common.tls import IdentityFiles, channel_credentials
-from services.common.transfer import CHUNK_BYTES, STAGED_BYTES, chunks, payload_header, receive, received_bytes
+from services.common.transfer import STAGED_BYTES, Piece, payload_header, pieces, receive, received_bytes
 from services.common.versions import check_peer_version
 from shelora.errors import (
     ChecksumMismatch,
@@ -40,7 +42,7 @@ from shelora.errors import (
     SheLoraError,
     SizeMismatch,
 )
-from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
+from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -48,10 +50,28 @@ T = TypeVar("T")
 LONG_BYTES = 4 << 20
 """Payloads of this length and more are sent over a connection of their own."""
 
+_ROUNDS = aggregator_pb2.DESCRIPTOR.services_by_name["RoundService"].full_name
 _CALL_TIMEOUT_S = 30.0
 _SILENCE_S = 60.0
 _LONGEST_WAIT_S = 5.0
 _OFFSET_DIGITS = 20
+
+
+def _rounds(channel: grpc.aio.Channel) -> aggregator_pb2_grpc.RoundServiceStub:
+    """The calls of a round; those that carry payloads do without protobuf's copies of the bytes."""
+    rounds = aggregator_pb2_grpc.RoundServiceStub(channel)
+    calls: Any = rounds
+    calls.Upload = channel.stream_unary(
+        f"/{_ROUNDS}/Upload",
+        request_serializer=serialize,
+        response_deserializer=aggregator_pb2.UploadResponse.FromString,
+    )
+    calls.Download = channel.unary_stream(
+        f"/{_ROUNDS}/Download",
+        request_serializer=aggregator_pb2.DownloadRequest.SerializeToString,
+        response_deserializer=reader(aggregator_pb2.DownloadResponse),
+    )
+    return rounds
 
 
 class _Link:
@@ -61,7 +81,7 @@ class _Link:
         self._aggregator = aggregator
         self._credentials = channel_credentials(files)
         self._channels = tuple(open_channel(address, self._credentials) for address in (aggregator, keymanager))
-        self.rounds = aggregator_pb2_grpc.RoundServiceStub(self._channels[0])
+        self.rounds = _rounds(self._channels[0])
         self.keys = KeyManagerClient(self._channels[1])
         self.retired = asyncio.Event()
         self._users = 0
@@ -88,7 +108,7 @@ class _Link:
             return
         channel = open_channel(self._aggregator, self._credentials)
         try:
-            yield aggregator_pb2_grpc.RoundServiceStub(channel)
+            yield _rounds(channel)
         finally:
             await channel.close()
 
@@ -258,18 +278,20 @@ class Connection:
         first = await _next(stream, None)
         if first is None:
             raise PeerUnreachable("a download ended before its header")
-        if first.WhichOneof("part") != "header":
+        if not isinstance(first, aggregator_pb2.DownloadHeader):
             raise MalformedPayload("a download begins without a header", hint="compare both software versions")
-        parts = self._download_chunks(stream, first.header.payload.size_bytes, report)
-        await receive(parts, path, first.header.payload, offset)
-        return received_from_proto(first.header, path)
+        await receive(self._downloaded(stream, first.payload.size_bytes, report), path, first.payload, offset)
+        return received_from_proto(first, path)
 
-    async def _download_chunks(
-        self, stream: AsyncIterator[Any], size_bytes: int, report: Report
-    ) -> AsyncIterator[types_pb2.Chunk]:
-        async for message in stream:
-            yield message.chunk
-            report((message.chunk.offset + len(message.chunk.data)) / max(1, size_bytes), "")
+    async def _downloaded(self, stream: AsyncIterator[Any], size_bytes: int, report: Report) -> AsyncIterator[Piece]:
+        async for piece in stream:
+            if not isinstance(piece, Piece):
+                raise MalformedPayload(
+                    "a download brings something else than chunks after its header",
+                    hint="compare both software versions",
+                )
+            yield piece
+            report((piece.offset + len(piece.data)) / max(1, size_bytes), "")
 
     async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
         return await retrying(
@@ -319,12 +341,12 @@ class UploadRequests:
             )
         self._offset = int(text)
 
-    async def __aiter__(self) -> AsyncIterator[aggregator_pb2.UploadRequest]:
+    async def __aiter__(self) -> AsyncIterator[aggregator_pb2.UploadRequest | Piece]:
         yield aggregator_pb2.UploadRequest(header=self._header)
         size = max(1, self._header.payload.size_bytes)
-        for chunk in chunks(self._path, self._offset):
-            yield aggregator_pb2.UploadRequest(chunk=chunk)
-            self._report(min(size, chunk.offset + CHUNK_BYTES) / size, "")
+        for piece in pieces(self._path, self._offset):
+            yield piece
+            self._report((piece.offset + len(piece.data)) / size, "")
 
 
 async def _next(stream: AsyncIterator[Any], ended: asyncio.Event | None) -> Any:

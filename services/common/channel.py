@@ -149,6 +149,8 @@ async def send_stream(
         timeout_s: longest time for the whole call in seconds.
         asked: called with the other side's initial metadata, before the second message is made; without, nobody waits.
 
+    A message is made while the one before it is on its way.
+
     Returns:
         The response message; it may come before all requests are sent.
 
@@ -157,21 +159,29 @@ async def send_stream(
     """
     stream = method(timeout=timeout_s)
     ends = _Ends(stream)
+    writing: asyncio.Future[bool] | None = None
     try:
         async for message in requests:
-            if not await _written(stream.write(message)):
+            if writing is not None and not await writing:
                 break
+            writing = asyncio.ensure_future(_written(stream.write(message)))
+            await asyncio.sleep(0)  # The write begins.
             if asked is not None:
+                if not await writing:
+                    break
                 asked(dict(await stream.initial_metadata()))
                 asked = None
         else:
-            await _written(stream.done_writing())
+            if writing is None or await writing:
+                await _written(stream.done_writing())
         return await stream
     except grpc.aio.AioRpcError as error:
         told = ends.from_peer(error)
         raise error_from_rpc(told) from told
     finally:
         stream.cancel()
+        if writing is not None:
+            writing.cancel()
 
 
 async def _written(writing: Awaitable[None]) -> bool:

@@ -1,9 +1,10 @@
-"""Payloads as checked chunks, and verified downloads that continue where they were cut."""
+"""Payloads as checked pieces, and verified downloads that continue where they were cut."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,15 +29,28 @@ MAX_PAYLOAD_BYTES: Final = 1 << 40
 """Longest payload that can be announced."""
 
 
-def chunks(source: Path | bytes, offset: int = 0) -> Iterator[types_pb2.Chunk]:
-    """Cut a payload into chunks of CHUNK_BYTES.
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a streamed payload, their position in it, and the CRC-32 they came or go with.
+
+    The checksum of a received piece is not checked yet: that takes as long as writing the bytes and is done in the same
+    thread.
+    """
+
+    offset: int
+    data: Buffer
+    crc32: int
+
+
+def pieces(source: Path | bytes, offset: int = 0) -> Iterator[Piece]:
+    """Cut a payload into pieces of CHUNK_BYTES.
 
     Args:
         source: the payload, or the file that holds it.
         offset: first byte to send.
 
     Yields:
-        Chunks with offset and CRC-32; none when the offset is the end.
+        Pieces with offset and CRC-32; none when the offset is the end.
 
     Raises:
         OffsetMismatch: the offset is negative or beyond the end.
@@ -48,25 +62,25 @@ def chunks(source: Path | bytes, offset: int = 0) -> Iterator[types_pb2.Chunk]:
         )
     if isinstance(source, bytes):
         for position in range(offset, size, CHUNK_BYTES):
-            yield _chunk(position, source[position : position + CHUNK_BYTES])
+            yield _piece(position, source[position : position + CHUNK_BYTES])
         return
     with source.open("rb") as file:
         file.seek(offset)
         position = offset
-        while piece := file.read(CHUNK_BYTES):
-            yield _chunk(position, piece)
-            position += len(piece)
+        while data := file.read(CHUNK_BYTES):
+            yield _piece(position, data)
+            position += len(data)
 
 
-def _chunk(offset: int, data: bytes) -> types_pb2.Chunk:
-    return types_pb2.Chunk(offset=offset, data=data, crc32=zlib_ng.crc32(data))
+def _piece(offset: int, data: bytes) -> Piece:
+    return Piece(offset, data, zlib_ng.crc32(data))
 
 
-def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
-    """Check one received chunk.
+def check_piece(piece: Piece, expected_offset: int) -> Buffer:
+    """Check one received piece.
 
     Args:
-        chunk: as received.
+        piece: as received.
         expected_offset: bytes of the payload already held.
 
     Returns:
@@ -78,10 +92,9 @@ def check_chunk(chunk: types_pb2.Chunk, expected_offset: int) -> bytes:
         OffsetMismatch: it does not continue at the expected offset.
         ChecksumMismatch: the data do not match the CRC-32.
     """
-    data = chunk.data
-    check_order(chunk.offset, data, expected_offset)
-    check_crc(chunk.offset, data, chunk.crc32)
-    return data
+    check_order(piece.offset, piece.data, expected_offset)
+    check_crc(piece.offset, piece.data, piece.crc32)
+    return piece.data
 
 
 def check_order(offset: int, data: Buffer, expected_offset: int) -> None:
@@ -93,7 +106,7 @@ def check_order(offset: int, data: Buffer, expected_offset: int) -> None:
         expected_offset: bytes of the payload already held.
 
     Raises:
-        MalformedPayload, PayloadTooLarge, OffsetMismatch: see `check_chunk`.
+        MalformedPayload, PayloadTooLarge, OffsetMismatch: see `check_piece`.
     """
     if not data:
         raise MalformedPayload(f"chunk at offset {offset}: expected 1 to {MAX_CHUNK_BYTES} bytes, got none")
@@ -156,9 +169,7 @@ def received_bytes(sink: Path) -> int:
     return parts[0].stat().st_size if len(parts) == 1 else 0
 
 
-async def receive(
-    stream: AsyncIterable[types_pb2.Chunk], sink: Path, header: types_pb2.PayloadHeader, offset: int = 0
-) -> int:
+async def receive(stream: AsyncIterable[Piece], sink: Path, header: types_pb2.PayloadHeader, offset: int = 0) -> int:
     """Write a download to a file that appears only when it is complete and verified.
 
     Cut downloads leave a partial file beside the sink; ask `received_bytes` for the offset to continue at. When the
@@ -166,7 +177,7 @@ async def receive(
     the next try starts at 0.
 
     Args:
-        stream: the chunks from the asked offset on.
+        stream: the pieces from the asked offset on.
         sink: where the file shall appear; an old one is replaced.
         header: length and digest of the whole payload.
         offset: the offset that was asked for.
@@ -175,10 +186,10 @@ async def receive(
         Length of the payload in bytes.
 
     Raises:
-        OffsetMismatch: the held bytes are not the beginning of this payload, or a chunk is out of order.
+        OffsetMismatch: the held bytes are not the beginning of this payload, or a piece is out of order.
         PayloadTooLarge: more bytes than announced.
         SizeMismatch: the stream ended early; the partial file stays.
-        ChecksumMismatch: a chunk or the whole payload fails its checksum.
+        ChecksumMismatch: a piece or the whole payload fails its checksum.
         StorageFull: the disk takes no more.
     """
     check_header(header)
@@ -188,8 +199,8 @@ async def receive(
         raise OffsetMismatch(
             f"download: expected to continue at offset {held}, got {offset}", hint=f"ask again from offset {held}"
         )
-    async for chunk in stream:
-        data = check_chunk(chunk, held)
+    async for piece in stream:
+        data = check_piece(piece, held)
         if held + len(data) > header.size_bytes:
             raise PayloadTooLarge(f"download: expected {header.size_bytes} bytes, got at least {held + len(data)}")
         await in_thread(_append, part, data)
@@ -213,7 +224,7 @@ def _prepare(part: Path, sink: Path, offset: int) -> int:
     return part.stat().st_size
 
 
-def _append(part: Path, data: bytes) -> None:
+def _append(part: Path, data: Buffer) -> None:
     with full_disk_refused("download"), part.open("ab", buffering=0) as file:
         start = file.tell()
         try:

@@ -7,12 +7,13 @@ import anyio
 import pytest
 
 from services.aggregator import residue_sums
-from services.aggregator.domain import DownloadRequest, PayloadKind, Piece
+from services.aggregator.domain import DownloadRequest, PayloadKind
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.service import AggregatorService, ServiceLimits
 from services.aggregator.uploads import UploadLimits
 from services.common.digests import digest_of
 from services.common.threads import WorkerPool
+from services.common.transfer import Piece
 from shelora.errors import (
     ChecksumMismatch,
     ConflictingResend,

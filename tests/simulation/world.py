@@ -21,7 +21,6 @@ from services.aggregator.domain import (
     DownloadRequest,
     FederationSpec,
     PayloadKind,
-    Piece,
 )
 from services.aggregator.driver import Driver, DriverOptions
 from services.aggregator.payloads import UploadChecks
@@ -30,6 +29,7 @@ from services.aggregator.store import MIGRATIONS, payloads
 from services.common.database import migrate
 from services.common.digests import digest_of
 from services.common.threads import WorkerPool
+from services.common.transfer import Piece
 from shelora.errors import ConflictingResend, MalformedInput, SheLoraError
 from shelora.plan import Negotiation
 from shelora.rounds import AgentTask, Federation, RoundPhase

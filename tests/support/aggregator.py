@@ -19,7 +19,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.codec import parameters_to_proto, shapes_to_proto
 from services.common.identity import Role
 from services.common.tls import channel_credentials
-from services.common.transfer import chunks, payload_header
+from services.common.transfer import payload_header, pieces
 from services.common.versions import own_version
 from shelora.plan import ModelShapes
 from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc, types_pb2
@@ -152,7 +152,8 @@ class Member:
     ) -> aggregator_pb2.UploadResponse:
         async def requests() -> AsyncIterator[aggregator_pb2.UploadRequest]:
             yield aggregator_pb2.UploadRequest(header=header)
-            for chunk in chunks(payload, offset):
+            for piece in pieces(payload, offset):
+                chunk = types_pb2.Chunk(offset=piece.offset, data=bytes(piece.data), crc32=piece.crc32)
                 yield aggregator_pb2.UploadRequest(chunk=chunk)
 
         return await send_stream(self.rounds.Upload, requests(), timeout_s=TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import safetensors.numpy
 from services.common.channel import send_stream
 from services.common.codec import plan_from_proto, shapes_to_proto
 from services.common.identity import Role
-from services.common.transfer import chunks, payload_header
+from services.common.transfer import payload_header
 from services.common.versions import PROTOCOL
 from shelora import errors
 from shelora.plan import ModelShapes, ModuleShape
@@ -258,9 +259,9 @@ async def test_bad_streams(negotiating, agents):
     payload = sensitivities(5)
     view = await agents[0].until(wire.AGENT_TASK_NEGOTIATE)
     header = wire.UploadRequest(header=upload_header(view, wire.PAYLOAD_KIND_SENSITIVITY, payload))
-    chunk = next(iter(chunks(payload)))
+    chunk = types_pb2.Chunk(data=payload, crc32=zlib.crc32(payload))
     cut = types_pb2.Chunk(offset=0, data=payload[:100], crc32=0)
-    first = next(iter(chunks(payload[:100])))
+    first = types_pb2.Chunk(data=payload[:100], crc32=zlib.crc32(payload[:100]))
     gap = types_pb2.Chunk(offset=200, data=b"x", crc32=first.crc32)
     cases = [
         ([], errors.MalformedPayload, "expected a header first"),

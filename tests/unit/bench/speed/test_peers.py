@@ -12,7 +12,7 @@ from bench.speed.load import Run
 from bench.speed.plain import PlainAverage, pack, unpack
 from bench.speed.vectors import measure_vectors
 from services.client_agent.adapter import AdapterState
-from services.common.transfer import chunks
+from services.common.transfer import pieces
 from shelora.lora import Adapter
 
 RUN = Run(agents=3, modules=10, out_features=24, in_features=40, ranks=(2,), budgets=("10%",))
@@ -46,10 +46,10 @@ async def test_the_mean_of_a_full_set_answers_every_sender() -> None:
 
     async def send(vector: np.ndarray) -> np.ndarray:
         async def requests():
-            for chunk in chunks(vector.astype(np.float32).tobytes()):
-                yield chunk
+            for piece in pieces(vector.astype(np.float32).tobytes()):
+                yield piece
 
-        received = b"".join([chunk.data async for chunk in averaging.average(requests(), None)])
+        received = b"".join([piece.data async for piece in averaging.average(requests(), None)])
         return np.frombuffer(received, dtype=np.float32)
 
     for number in range(2):

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.aggregator.domain import Piece
 from services.aggregator.intake import BACKLOG, LINGER_S, Intake, Staged
 from services.common.blobs import DirectoryBlobStore
+from services.common.transfer import Piece
 from shelora.errors import ChecksumMismatch, SizeMismatch, StorageFull
 
 DATA = bytes(range(256)) * 40

@@ -7,8 +7,8 @@ import asyncio
 import anyio
 import pytest
 
-from services.aggregator.domain import Piece
 from services.aggregator.turns import Turn
+from services.common.transfer import Piece
 
 
 async def pieces(size, wait_s, count=1000):

@@ -13,10 +13,11 @@ from services.common.digests import digest_of
 from services.common.transfer import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
-    check_chunk,
+    Piece,
     check_header,
-    chunks,
+    check_piece,
     payload_header,
+    pieces,
     receive,
     received_bytes,
 )
@@ -43,11 +44,11 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("offset", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 5, len(PAYLOAD) - 1, len(PAYLOAD)])
-def test_chunks_carry_the_payload_from_any_offset(source: Any, offset: int) -> None:
+def test_pieces_carry_the_payload_from_any_offset(source: Any, offset: int) -> None:
     position = offset
     collected = []
-    for chunk in chunks(source, offset):
-        data = check_chunk(chunk, position)
+    for piece in pieces(source, offset):
+        data = check_piece(piece, position)
         assert len(data) <= CHUNK_BYTES
         collected.append(data)
         position += len(data)
@@ -67,7 +68,7 @@ def test_the_header_names_size_and_digest(source: Any) -> None:
 @pytest.mark.parametrize("offset", [-1, len(PAYLOAD) + 1])
 def test_offsets_outside_the_payload_are_refused(source: Any, offset: int) -> None:
     with pytest.raises(OffsetMismatch):
-        list(chunks(source, offset))
+        list(pieces(source, offset))
 
 
 @pytest.mark.parametrize(
@@ -81,15 +82,15 @@ def test_offsets_outside_the_payload_are_refused(source: Any, offset: int) -> No
         ({"data": b"abd"}, ChecksumMismatch),
     ],
 )
-def test_wrong_chunks_are_refused(changes: dict[str, Any], error: type[SheLoraError]) -> None:
+def test_wrong_pieces_are_refused(changes: dict[str, Any], error: type[SheLoraError]) -> None:
     fields: dict[str, Any] = {"offset": 5, "data": b"abc", "crc32": 0x352441C2} | changes
-    check_chunk(types_pb2.Chunk(offset=5, data=b"abc", crc32=0x352441C2), 5)
+    check_piece(Piece(5, b"abc", 0x352441C2), 5)
     with pytest.raises(error, match="expected"):
-        check_chunk(types_pb2.Chunk(**fields), 5)
+        check_piece(Piece(**fields), 5)
 
 
-async def feed(pieces: Iterable[types_pb2.Chunk], cut: int | None = None) -> AsyncIterator[types_pb2.Chunk]:
-    for number, piece in enumerate(pieces):
+async def feed(parts: Iterable[Piece], cut: int | None = None) -> AsyncIterator[Piece]:
+    for number, piece in enumerate(parts):
         if number == cut:
             raise ConnectionError("cut")
         yield piece
@@ -98,12 +99,12 @@ async def feed(pieces: Iterable[types_pb2.Chunk], cut: int | None = None) -> Asy
 async def test_a_download_appears_when_it_is_complete(tmp_path: Path) -> None:
     sink = tmp_path / "new" / "average.download"
     header = payload_header(PAYLOAD)
-    assert await receive(feed(chunks(PAYLOAD)), sink, header) == len(PAYLOAD)
+    assert await receive(feed(pieces(PAYLOAD)), sink, header) == len(PAYLOAD)
     assert sink.read_bytes() == PAYLOAD
     assert [entry.name for entry in sink.parent.iterdir()] == ["average.download"]
     assert received_bytes(sink) == 0
     small = payload_header(b"small")
-    await receive(feed(chunks(b"small")), sink, small)
+    await receive(feed(pieces(b"small")), sink, small)
     assert sink.read_bytes() == b"small"
     await receive(feed([]), sink, payload_header(b""))
     assert sink.read_bytes() == b""
@@ -115,26 +116,26 @@ async def test_a_cut_download_continues(tmp_path: Path) -> None:
     for cut in (1, 1):
         offset = received_bytes(sink)
         with pytest.raises(ConnectionError, match="cut"):
-            await receive(feed(chunks(PAYLOAD, offset), cut), sink, header, offset)
+            await receive(feed(pieces(PAYLOAD, offset), cut), sink, header, offset)
         assert not sink.exists()
     offset = received_bytes(sink)
     assert offset == 2 * CHUNK_BYTES
-    await receive(feed(chunks(PAYLOAD, offset)), sink, header, offset)
+    await receive(feed(pieces(PAYLOAD, offset)), sink, header, offset)
     assert sink.read_bytes() == PAYLOAD
 
 
 async def test_another_payload_starts_afresh(tmp_path: Path) -> None:
     sink = tmp_path / "file"
     with pytest.raises(SizeMismatch):
-        await receive(feed(chunks(PAYLOAD[:1000])), sink, payload_header(PAYLOAD))
+        await receive(feed(pieces(PAYLOAD[:1000])), sink, payload_header(PAYLOAD))
     assert received_bytes(sink) == 1000
     other = bytes(5000)
     with pytest.raises(OffsetMismatch, match="expected to continue at offset 0, got 1000") as caught:
-        await receive(feed(chunks(other, 1000)), sink, payload_header(other), 1000)
+        await receive(feed(pieces(other, 1000)), sink, payload_header(other), 1000)
     assert caught.value.retryable
     offset = received_bytes(sink)
     assert offset == 0
-    await receive(feed(chunks(other, offset)), sink, payload_header(other), offset)
+    await receive(feed(pieces(other, offset)), sink, payload_header(other), offset)
     assert sink.read_bytes() == other
 
 
@@ -142,13 +143,13 @@ async def test_wrong_bytes_never_appear(tmp_path: Path) -> None:
     sink = tmp_path / "file"
     header = payload_header(b"right")
     with pytest.raises(ChecksumMismatch, match="announced digest"):
-        await receive(feed(chunks(b"wrong")), sink, header)
+        await receive(feed(pieces(b"wrong")), sink, header)
     with pytest.raises(PayloadTooLarge):
-        await receive(feed(chunks(b"right and more")), sink, header)
+        await receive(feed(pieces(b"right and more")), sink, header)
     with pytest.raises(OffsetMismatch):
-        await receive(feed(chunks(b"right", 2)), sink, header)
+        await receive(feed(pieces(b"right", 2)), sink, header)
     assert not sink.exists()
-    await receive(feed(chunks(b"right")), sink, header)
+    await receive(feed(pieces(b"right")), sink, header)
     assert sink.read_bytes() == b"right"
 
 
@@ -158,8 +159,8 @@ def test_any_payload_survives_any_chunk_size(payload: bytes, size: int, offset: 
         patch.setattr(transfer, "CHUNK_BYTES", size)
         if offset > len(payload):
             with pytest.raises(OffsetMismatch):
-                list(chunks(payload, offset))
+                list(pieces(payload, offset))
             return
-        pieces = list(chunks(payload, offset))
-    assert b"".join(piece.data for piece in pieces) == payload[offset:]
-    assert [piece.offset for piece in pieces] == list(range(offset, len(payload), size))
+        parts = list(pieces(payload, offset))
+    assert b"".join(piece.data for piece in parts) == payload[offset:]
+    assert [piece.offset for piece in parts] == list(range(offset, len(payload), size))

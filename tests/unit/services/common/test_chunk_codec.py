@@ -1,4 +1,4 @@
-"""Messages of an upload read in place say what protobuf says they say."""
+"""Messages that bring chunks, written and read in place, say what protobuf says they say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.aggregator.domain import Piece
-from services.aggregator.upload_codec import read_part
+from services.common.chunk_codec import reader, serialize
+from services.common.transfer import Piece
 from shelora.v1 import aggregator_pb2, types_pb2
 
 chunks = st.builds(
@@ -17,6 +17,10 @@ chunks = st.builds(
     data=st.binary(max_size=300),
     crc32=st.integers(0, 2**32 - 1),
 )
+
+
+KINDS = (aggregator_pb2.UploadRequest, aggregator_pb2.DownloadResponse)
+read_part = reader(aggregator_pb2.UploadRequest)
 
 
 def by_protobuf(message):
@@ -28,10 +32,27 @@ def by_protobuf(message):
     return Piece(request.chunk.offset, request.chunk.data, request.chunk.crc32) if part else None
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @given(chunks)
-def test_a_chunk_is_read_as_it_was_written(chunk):
-    message = aggregator_pb2.UploadRequest(chunk=chunk).SerializeToString()
-    assert read_part(message) == Piece(chunk.offset, chunk.data, chunk.crc32)
+def test_a_chunk_is_read_as_it_was_written(kind, chunk):
+    message = kind(chunk=chunk).SerializeToString()
+    assert reader(kind)(message) == Piece(chunk.offset, chunk.data, chunk.crc32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(chunks)
+@example(types_pb2.Chunk(offset=2**64 - 1, data=b"x" * (1 << 21), crc32=2**32 - 1))
+def test_protobuf_reads_what_is_written(kind, chunk):
+    message = serialize(Piece(chunk.offset, memoryview(chunk.data), chunk.crc32))
+    assert kind.FromString(message) == kind(chunk=chunk)
+    assert reader(kind)(message) == Piece(chunk.offset, chunk.data, chunk.crc32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_are_left_to_protobuf(kind):
+    message = kind()
+    message.header.plan_version = 3
+    assert reader(kind)(serialize(message)) == message.header
 
 
 def test_the_bytes_of_a_chunk_are_not_copied():

@@ -1,0 +1,106 @@
+"""Messages that bring pieces of a payload, written and read without protobuf's copies of the bytes.
+
+protobuf copies the bytes of a chunk several times on their way into a serialized message and out of it. Here they
+are put between the few bytes around them once, and a chunk whose fields come in order, each once, as serializers write
+them, is read where it lies. Everything else is left to protobuf. `UploadRequest` and `DownloadResponse` are laid out
+alike: a header first, then chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from google.protobuf.message import Message
+
+from services.common.transfer import Piece
+from shelora.v1 import aggregator_pb2
+
+_CHUNK: Final = 0x12
+"""Tag of `chunk` in both messages, and of `Chunk.data` within."""
+
+_OFFSET: Final = 0x08
+_CRC32: Final = 0x1D
+_CRC32_BYTES: Final = 5
+_NUMBER_BYTES: Final = 10
+_LENGTH_BYTES: Final = 5
+
+
+Part: TypeAlias = "aggregator_pb2.UploadHeader | aggregator_pb2.DownloadHeader | Piece | None"
+"""What a message brings; None when it brings neither header nor chunk."""
+
+
+def serialize(message: Message | Piece) -> bytes:
+    """The bytes of a message, a piece being one that brings a chunk."""
+    if not isinstance(message, Piece):
+        return message.SerializeToString()
+    offset = b"" if message.offset == 0 else bytes((_OFFSET, *_to_varint(message.offset)))
+    size = len(message.data)
+    within = bytes((*offset, _CHUNK, *_to_varint(size)))
+    before = bytes((_CHUNK, *_to_varint(len(within) + size + _CRC32_BYTES)))
+    after = bytes((_CRC32, *message.crc32.to_bytes(_CRC32_BYTES - 1, "little")))
+    return b"".join((before, within, message.data, after))
+
+
+def reader(kind: type[aggregator_pb2.UploadRequest | aggregator_pb2.DownloadResponse]) -> Callable[[bytes], Part]:
+    """What reads messages of one kind; it raises DecodeError for bytes that are no such message."""
+
+    def read(message: bytes) -> Part:
+        return _chunk_in_place(message) or _part(kind.FromString(message))
+
+    return read
+
+
+def _part(message: aggregator_pb2.UploadRequest | aggregator_pb2.DownloadResponse) -> Part:
+    part = message.WhichOneof("part")
+    if part == "header":
+        return message.header
+    chunk = message.chunk
+    return None if part is None else Piece(chunk.offset, chunk.data, chunk.crc32)
+
+
+def _chunk_in_place(message: bytes) -> Piece | None:
+    """The chunk if the message is laid out as serializers do it: offset (unless 0), data, CRC-32, nothing else."""
+    size = len(message)
+    try:
+        if message[0] != _CHUNK:
+            return None
+        length, at = _varint(message, 1, _LENGTH_BYTES)
+        if length != size - at:
+            return None
+        offset = 0
+        if message[at] == _OFFSET:
+            offset, at = _varint(message, at + 1, _NUMBER_BYTES)
+        if message[at] != _CHUNK:
+            return None
+        length, at = _varint(message, at + 1, _LENGTH_BYTES)
+        end = at + length
+        if end + _CRC32_BYTES != size or message[end] != _CRC32:
+            return None
+    except (IndexError, ValueError):
+        return None
+    return Piece(offset, memoryview(message)[at:end], int.from_bytes(message[end + 1 :], "little"))
+
+
+def _to_varint(value: int) -> bytes:
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*groups, value))
+
+
+def _varint(message: bytes, at: int, longest: int) -> tuple[int, int]:
+    """The number that begins there and where the next field begins.
+
+    Raises:
+        IndexError: the message ends within the number.
+        ValueError: the number has too many bytes or bits.
+    """
+    value = 0
+    for index in range(longest):
+        byte = message[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80 and value < 1 << 64:
+            return value, at + index + 1
+    raise ValueError("an unusual number")
