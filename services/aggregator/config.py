@@ -43,7 +43,7 @@ class AggregatorConfig(ServiceConfig):
         ops_listen: HTTP for health, metrics and the dashboard. It asks nobody who they are: keep it inside.
         health_listen: gRPC without TLS that serves the standard health service and nothing else; off unless set.
         state_dir: blobs, and the database unless `database_url` says otherwise.
-        database_url: sqlite+aiosqlite:///<path> or postgresql+asyncpg://...; the default is a file in `state_dir`.
+        database_url: sqlite:///<path> or postgresql+asyncpg://...; the default is a file in `state_dir`.
         identity_dir: key and certificates; the default is a folder in `state_dir`.
         enrolment_file: how to get an identity where there is none.
         keymanager: the key manager's membership port, where the certificate is renewed and revocations are read; the
@@ -75,7 +75,7 @@ class AggregatorConfig(ServiceConfig):
         """The database's URL."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite+aiosqlite:///{self.state_dir / 'aggregator.db'}"
+        return f"sqlite:///{self.state_dir / 'aggregator.db'}"
 
     @property
     def identity(self) -> Path:

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import alembic.command
 import alembic.config
@@ -17,14 +17,17 @@ import alembic.context
 import prometheus_client
 import sqlalchemy
 import structlog
-from sqlalchemy import event, exc, text
+from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.common.clock import Clock, SystemClock
 from services.common.files import make_folders
+from services.common.sqlite import SqliteConnection, SqliteEngine
 from shelora.errors import InvalidConfiguration, SheLoraError, StorageFull, Unavailable
 
 Result = TypeVar("Result")
+Connection: TypeAlias = "AsyncConnection | SqliteConnection"
+"""What a transaction runs its statements on."""
 
 _ATTEMPTS: Final = 12
 _FIRST_WAIT_S: Final = 0.01
@@ -32,7 +35,7 @@ _LONGEST_WAIT_S: Final = 1.0
 _BUSY_TIMEOUT_MS: Final = 5_000
 _POOL_TIMEOUT_S: Final = 60
 _MIGRATION_LOCK: Final = 0x5E10_0A01
-_DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
+_DRIVERS: Final = ("sqlite", "postgresql+asyncpg")
 # PostgreSQL: serialization failure, deadlock, lock not available.
 _CONTENTION_STATES: Final = {"40001", "40P01", "55P03"}
 # PostgreSQL: disk full, out of memory, too many connections, being shut down, starting up.
@@ -43,13 +46,13 @@ _logger = structlog.get_logger(__name__)
 
 
 class Database:
-    """An asynchronous SQLAlchemy engine that is used through named, repeatable transactions.
+    """A database that is used through named, repeatable transactions.
 
     SQLite runs in WAL mode with synchronous=FULL and foreign keys, every transaction begins as IMMEDIATE, and one
-    connection serves the process. PostgreSQL runs SERIALIZABLE.
+    connection serves the process; see `SqliteEngine`. PostgreSQL runs SERIALIZABLE.
 
     Args:
-        url: sqlite+aiosqlite:///<path> or postgresql+asyncpg://...
+        url: sqlite:///<path> or postgresql+asyncpg://...
         clock: for the waits between tries; None means the machine's clock.
         rng: spreads the waits.
         registry: where to register the metrics shelora_transaction_seconds and shelora_transaction_retries; None for
@@ -72,7 +75,7 @@ class Database:
         self._rng = rng or random.Random()  # noqa: S311 - spreads waits, protects nothing
         self._metrics = None if registry is None else _Metrics(registry)
 
-    async def run_tx(self, name: str, body: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    async def run_tx(self, name: str, body: Callable[[Connection], Awaitable[Result]]) -> Result:
         """Run a body in one transaction; commit when it returns, roll back when it raises.
 
         Args:
@@ -95,7 +98,7 @@ class Database:
             if self._metrics is not None:
                 self._metrics.seconds.labels(name).observe(self._clock.monotonic_s() - started)
 
-    async def _retried(self, name: str, body: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    async def _retried(self, name: str, body: Callable[[Connection], Awaitable[Result]]) -> Result:
         wait_s = _FIRST_WAIT_S
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -145,7 +148,7 @@ class _Metrics:
         )
 
 
-def _engine(url: str) -> AsyncEngine:
+def _engine(url: str) -> AsyncEngine | SqliteEngine:
     try:
         parsed = sqlalchemy.make_url(url)
     except exc.ArgumentError:
@@ -153,7 +156,7 @@ def _engine(url: str) -> AsyncEngine:
     if parsed.drivername not in _DRIVERS:
         raise InvalidConfiguration(
             f"database URL: expected one that begins with {' or '.join(_DRIVERS)}, got {parsed.drivername}",
-            hint="write for example sqlite+aiosqlite:////var/lib/shelora/state.db",
+            hint="write for example sqlite:////var/lib/shelora/state.db",
         )
     if parsed.get_backend_name() == "postgresql":
         return create_async_engine(
@@ -166,31 +169,7 @@ def _engine(url: str) -> AsyncEngine:
     if parsed.database in {None, "", ":memory:"}:
         raise InvalidConfiguration("database URL: expected the path of an SQLite file, got none")
     make_folders(Path(str(parsed.database)).resolve().parent)
-    engine = create_async_engine(
-        parsed, pool_size=1, max_overflow=0, pool_timeout=_POOL_TIMEOUT_S, hide_parameters=True
-    )
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_immediate)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own, partial idea of transactions goes away; _begin_immediate takes its place.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={_BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_immediate(connection: sqlalchemy.Connection) -> None:
-    # A transaction that read first and wants to write later would fail at once when another one wrote in between.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return SqliteEngine(parsed, _BUSY_TIMEOUT_MS, _POOL_TIMEOUT_S)
 
 
 def _state(error: exc.DBAPIError) -> str:
@@ -244,7 +223,7 @@ def migrate(url: str, script_location: str | Path) -> None:
     async def connected() -> None:
         database = Database(url)
 
-        async def body(connection: AsyncConnection) -> None:
+        async def body(connection: Connection) -> None:
             if database.dialect == "postgresql":
                 # A serializable transaction would go on seeing the schema from before its wait for the lock.
                 await connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import structlog
 
-_QUIET = ("uvicorn.access", "grpc", "grpc._cython.cygrpc", "alembic.runtime.migration", "aiosqlite", "asyncio")
+_QUIET = ("uvicorn.access", "grpc", "grpc._cython.cygrpc", "alembic.runtime.migration", "asyncio")
 
 
 def new_correlation_id() -> str:

@@ -76,7 +76,7 @@ class KeyManagerConfig(ServiceConfig):
 
     @property
     def database_url(self) -> str:
-        return f"sqlite+aiosqlite:///{self.database_path}"
+        return f"sqlite:///{self.database_path}"
 
     def vault(self) -> Vault:
         """The key-encryption keys, from the environment or from the file."""

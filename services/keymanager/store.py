@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.audit import AuditRecord
-from services.common.database import Database
+from services.common.database import Connection, Database
 from services.common.identity import Identity, Role
 from services.keymanager.domain import (
     Epoch,
@@ -114,7 +113,7 @@ class Store:
     async def run_tx(self, name: str, body: Callable[[Records], Awaitable[Result]]) -> Result:
         """Run a body in one transaction; it may be run several times and must have no other effect."""
 
-        async def connected(connection: AsyncConnection) -> Result:
+        async def connected(connection: Connection) -> Result:
             return await body(Records(connection))
 
         return await self._database.run_tx(name, connected)
@@ -123,7 +122,7 @@ class Store:
 class Records:
     """The tables inside one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def authority(self) -> StoredAuthority | None:

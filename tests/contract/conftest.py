@@ -22,4 +22,4 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database: SQLite, and a real PostgreSQL where it is installed."""
     if request.param == "postgresql":
         return str(request.getfixturevalue("server"))
-    return f"sqlite+aiosqlite:///{tmp_path}/state/test.db"
+    return f"sqlite:///{tmp_path}/state/test.db"

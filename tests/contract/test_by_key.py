@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.aggregator.store import by_key
-from services.common.database import Database
+from services.common.database import Connection, Database
 
 PARCELS = sa.Table(
     "parcels",
@@ -26,16 +26,21 @@ SECOND = {**FIRST, "number": 2, "label": None, "contents": []}
 ELSEWHERE = {**FIRST, "depot": "south"}
 
 
+class Undone(Exception):
+    """Ends a transaction without a trace."""
+
+
 @pytest.fixture
-async def connection(url: str) -> AsyncIterator[AsyncConnection]:
+async def connection(url: str) -> AsyncIterator[Connection]:
     database = Database(url)
-    async with database._engine.begin() as opened:
-        await opened.run_sync(PARCELS.metadata.drop_all)
-        await opened.run_sync(PARCELS.metadata.create_all)
-        for row in (FIRST, SECOND, ELSEWHERE):
-            await by_key.insert(opened, PARCELS, row)
-        yield opened
-        await opened.rollback()
+    with contextlib.suppress(Undone):
+        async with database._engine.begin() as opened:
+            await opened.run_sync(PARCELS.metadata.drop_all)
+            await opened.run_sync(PARCELS.metadata.create_all)
+            for row in (FIRST, SECOND, ELSEWHERE):
+                await by_key.insert(opened, PARCELS, row)
+            yield opened
+            raise Undone
     await database.close()
 
 

@@ -17,9 +17,8 @@ import prometheus_client
 import pytest
 import sqlalchemy
 from sqlalchemy import exc, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.common.database import Database, migrate
+from services.common.database import Connection, Database, migrate
 from shelora.errors import InvalidConfiguration, StorageFull, Unavailable, WrongPhase
 from support.clock import FakeClock
 
@@ -28,7 +27,7 @@ from support.clock import FakeClock
 async def database(url: str) -> AsyncIterator[Database]:
     database = Database(url, rng=random.Random(1))
 
-    async def prepare(connection: AsyncConnection) -> None:
+    async def prepare(connection: Connection) -> None:
         await connection.execute(text("DROP TABLE IF EXISTS child"))
         await connection.execute(text("DROP TABLE IF EXISTS entry"))
         await connection.execute(text("CREATE TABLE entry (name VARCHAR(50) PRIMARY KEY, number INTEGER NOT NULL)"))
@@ -40,14 +39,14 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 async def put(database: Database, name: str, number: int) -> None:
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         await connection.execute(text("INSERT INTO entry VALUES (:name, :number)"), {"name": name, "number": number})
 
     await database.run_tx("put", body)
 
 
 async def entries(database: Database) -> dict[str, int]:
-    async def body(connection: AsyncConnection) -> dict[str, int]:
+    async def body(connection: Connection) -> dict[str, int]:
         rows = await connection.execute(text("SELECT name, number FROM entry"))
         return {row.name: row.number for row in rows}
 
@@ -62,7 +61,7 @@ async def test_a_returned_body_is_committed(database: Database, url: str) -> Non
 
 
 async def test_a_raising_body_is_rolled_back(database: Database) -> None:
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         await connection.execute(text("INSERT INTO entry VALUES ('a', 1)"))
         raise WrongPhase("expected TRAIN, got CIPHER")
 
@@ -74,7 +73,7 @@ async def test_a_raising_body_is_rolled_back(database: Database) -> None:
 async def test_a_cancelled_body_is_rolled_back(database: Database) -> None:
     entered = asyncio.Event()
 
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         await connection.execute(text("INSERT INTO entry VALUES ('a', 1)"))
         entered.set()
         await asyncio.Event().wait()
@@ -90,7 +89,7 @@ async def test_a_cancelled_body_is_rolled_back(database: Database) -> None:
 async def test_concurrent_increments_all_count(database: Database) -> None:
     await put(database, "counter", 0)
 
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         found = await connection.execute(text("SELECT number FROM entry WHERE name = 'counter'"))
         number = found.scalar_one()
         await connection.execute(
@@ -108,7 +107,7 @@ async def test_foreign_keys_and_unique_keys_hold(database: Database) -> None:
     with pytest.raises(exc.IntegrityError):
         await put(database, "a", 2)
 
-    async def orphan(connection: AsyncConnection) -> None:
+    async def orphan(connection: Connection) -> None:
         await connection.execute(text("INSERT INTO child VALUES ('nobody')"))
 
     with pytest.raises(exc.IntegrityError):
@@ -150,7 +149,7 @@ def scripts(folder: Path, *extras: str) -> Path:
 async def tables(url: str) -> set[str]:
     database = Database(url)
 
-    async def body(connection: AsyncConnection) -> set[str]:
+    async def body(connection: Connection) -> set[str]:
         names = await connection.run_sync(lambda sync: sqlalchemy.inspect(sync).get_table_names())
         return {name for name in names if name.startswith("migrated")}
 
@@ -164,7 +163,7 @@ async def tables(url: str) -> set[str]:
 async def empty(url: str) -> str:
     database = Database(url)
 
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         for name in ("alembic_version", "migrated_1", "migrated_2"):
             await connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
 
@@ -223,11 +222,11 @@ async def test_processes_migrate_at_once(empty: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def file_url(tmp_path: Path) -> str:
-    return f"sqlite+aiosqlite:///{tmp_path}/test.db"
+    return f"sqlite:///{tmp_path}/test.db"
 
 
 async def pragma(database: Database, name: str) -> object:
-    async def body(connection: AsyncConnection) -> object:
+    async def body(connection: Connection) -> object:
         return (await connection.execute(text(f"PRAGMA {name}"))).scalar()
 
     return await database.run_tx("pragma", body)
@@ -245,10 +244,10 @@ async def test_sqlite_is_durable_and_checks_foreign_keys(file_url: str) -> None:
 async def test_a_full_database_refuses_and_recovers(file_url: str) -> None:
     database = Database(file_url)
 
-    async def prepare(connection: AsyncConnection) -> None:
+    async def prepare(connection: Connection) -> None:
         await connection.execute(text("CREATE TABLE entry (name TEXT, number INTEGER)"))
 
-    async def fill(connection: AsyncConnection) -> None:
+    async def fill(connection: Connection) -> None:
         await connection.execute(text("INSERT INTO entry VALUES (:name, 1)"), {"name": "x" * 100_000})
 
     await database.run_tx("prepare", prepare)
@@ -310,7 +309,7 @@ async def test_a_locked_database_is_tried_again(tmp_path: Path, file_url: str, m
     registry = prometheus_client.CollectorRegistry()
     runs = 0
 
-    async def body(connection: AsyncConnection) -> int:
+    async def body(connection: Connection) -> int:
         nonlocal runs
         runs += 1
         return int((await connection.execute(text("SELECT 41 + 1"))).scalar_one())
@@ -332,7 +331,7 @@ async def test_endless_contention_is_unavailable(
 ) -> None:
     monkeypatch.setattr("services.common.database._BUSY_TIMEOUT_MS", 1)
 
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         raise AssertionError("the lock is held, no body may run")
 
     with Holder(tmp_path / "test.db"):
@@ -348,7 +347,7 @@ async def test_endless_contention_is_unavailable(
 async def test_an_absent_server_is_unavailable() -> None:
     database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
 
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         raise AssertionError("there is no connection")
 
     with pytest.raises(Unavailable, match="check that the database runs"):
@@ -357,7 +356,7 @@ async def test_an_absent_server_is_unavailable() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "mysql://a/b", "sqlite:///a.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "::"]
+    "url", ["", "mysql://a/b", "sqlite+aiosqlite:///a.db", "sqlite://", "sqlite:///:memory:", "::"]
 )
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(InvalidConfiguration, match="database URL"):

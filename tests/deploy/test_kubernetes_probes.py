@@ -164,7 +164,7 @@ def _database() -> Iterator[tuple[str, Callable[[], None]]]:
             with contextlib.closing(sqlite3.connect(f"{folder}/database")) as raw, raw:
                 raw.execute("ALTER TABLE federations RENAME TO gone")
 
-        yield f"sqlite+aiosqlite:///{folder}/database", spoil
+        yield f"sqlite:///{folder}/database", spoil
 
 
 @contextlib.asynccontextmanager

@@ -22,8 +22,8 @@ def downgrade(connection: sa.Connection, revision: str) -> None:
 
 async def test_migrations_create_exactly_the_tables_that_the_code_knows(tmp_path):
     path = tmp_path / "state.db"
-    await anyio.to_thread.run_sync(migrate, f"sqlite+aiosqlite:///{path}", MIGRATIONS)
-    await anyio.to_thread.run_sync(migrate, f"sqlite+aiosqlite:///{path}", MIGRATIONS)
+    await anyio.to_thread.run_sync(migrate, f"sqlite:///{path}", MIGRATIONS)
+    await anyio.to_thread.run_sync(migrate, f"sqlite:///{path}", MIGRATIONS)
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -34,7 +34,7 @@ async def test_migrations_create_exactly_the_tables_that_the_code_knows(tmp_path
 
 async def test_federations_from_before_dense_packing_pack_exactly(tmp_path):
     """A database of the first schema, with a federation in it, as an older release left it."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
+    url = f"sqlite:///{tmp_path / 'state.db'}"
     await anyio.to_thread.run_sync(migrate, url, MIGRATIONS)
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'state.db'}")
     with engine.begin() as connection:

@@ -67,7 +67,7 @@ def _migrated_database() -> bytes:
     """An empty database with the newest schema."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.db"
-        migrate(f"sqlite+aiosqlite:///{path}", MIGRATIONS)
+        migrate(f"sqlite:///{path}", MIGRATIONS)
         return path.read_bytes()
 
 
@@ -86,7 +86,7 @@ class World:
         self, folder: Path, spec: FederationSpec, options: DriverOptions | None = None, url: str | None = None
     ) -> None:
         self.folder = folder
-        self.url = url or f"sqlite+aiosqlite:///{folder / 'state.db'}"
+        self.url = url or f"sqlite:///{folder / 'state.db'}"
         self.spec = spec
         self.options = options or DriverOptions(resume_grace_s=5)
         self.clock = FakeClock()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
-
 from services.aggregator.store import federations, history, payloads, tallies
 from services.aggregator.store.rows import StoredFederation, new_federation, rules_of
+from services.common.database import Connection
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 """Alembic folder for `services.common.database.migrate`."""

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
+
+from services.common.database import Connection
 
 _NAMED: Final = sqlite.dialect(paramstyle="named")
 

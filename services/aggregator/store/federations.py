@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.aggregator.domain import FederationSpec, Registration
 from services.aggregator.store import by_key, rows, tables
 from services.aggregator.store.rows import StoredFederation
+from services.common.database import Connection
 from shelora.errors import Unavailable, UnknownFederation
 from shelora.rounds import Ballot, Federation, FederationState, Participant, PlanOutline, Round
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.aggregator.domain import Event
 from services.aggregator.store import by_key, rows, tables
+from services.common.database import Connection
 from shelora.rounds import Round
 
 UPLOAD = "upload"

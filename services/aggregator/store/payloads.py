@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.aggregator.store import by_key, rows, tables
 from services.common.blobs import Blob
+from services.common.database import Connection
 from shelora.rounds import RoundPhase
 
 _table = tables.payloads

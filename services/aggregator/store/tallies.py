@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.aggregator.store import tables
+from services.common.database import Connection
 from shelora.rounds import RoundPhase
 
 

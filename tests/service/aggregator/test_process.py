@@ -204,7 +204,7 @@ def test_configuration_defaults_and_overrides(config_file, tmp_path):
 
     assert config.compute_threads == 7
     assert config.limits.max_agents == 9
-    assert config.database == f"sqlite+aiosqlite:///{tmp_path / 'state' / 'aggregator.db'}"
+    assert config.database == f"sqlite:///{tmp_path / 'state' / 'aggregator.db'}"
     assert AggregatorConfig(federation="ward").identity.as_posix() == "aggregator-state/identity"
     other = AggregatorConfig(federation="ward", database_url=SecretStr("postgresql+asyncpg://u:secret@db/x"))
     assert other.database == "postgresql+asyncpg://u:secret@db/x"

@@ -42,7 +42,7 @@ def revocations():
 async def server(tmp_path, revocations):
     """The aggregator's front without its driver; it waits a fifth of a second for a silent sender."""
     authority = ThrowawayAuthority(tmp_path / "identities")
-    url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
+    url = f"sqlite:///{tmp_path / 'state.db'}"
     await asyncio.to_thread(migrate, url, MIGRATIONS)
     database, blobs = Database(url), DirectoryBlobStore(tmp_path / "blobs")
     service = AggregatorService(database, blobs, UploadChecks(WorkerPool(1)), SystemClock())

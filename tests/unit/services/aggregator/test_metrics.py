@@ -60,7 +60,7 @@ async def test_pools_show_how_busy_they_are(pool):
 
 
 async def test_federations_are_shown_and_a_lost_database_is_survived(tmp_path, blobs, pool):
-    url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
+    url = f"sqlite:///{tmp_path / 'state.db'}"
     await asyncio.to_thread(migrate, url, MIGRATIONS)
     database, clock, registry = Database(url), FakeClock(), CollectorRegistry()
     service = AggregatorService(database, blobs, UploadChecks(pool), clock)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.audit import GENESIS, chained, check_chain
-from services.common.database import Database
+from services.common.database import Connection, Database
 from services.common.identity import Identity, Role
+from services.common.sqlite import SqliteConnection
 from services.keymanager.audit import AuditLog
 from services.keymanager.service import KeyManager
 from shelora.errors import RoleDenied, StorageFull, StoredBytesCorrupt, ValueOutOfRange
@@ -39,7 +39,7 @@ async def tamper(folder: Path, *statements: str) -> None:
     """Change the database as somebody who owns the host could, triggers switched off."""
     database = Database(keymanager_config(folder).database_url)
 
-    async def body(connection: AsyncConnection) -> None:
+    async def body(connection: Connection) -> None:
         for trigger in ("audit_no_update", "audit_no_delete"):
             await connection.execute(sa.text(f"DROP TRIGGER IF EXISTS {trigger}"))
         for statement in statements:
@@ -83,7 +83,7 @@ async def test_a_log_longer_than_a_page_verifies(
 async def test_the_database_itself_takes_no_change_of_a_record(keymanager: KeyManager, tmp_path: Path) -> None:
     for statement in ("UPDATE audit SET actor = 'nobody'", "DELETE FROM audit WHERE sequence = 2"):
         database = Database(keymanager_config(tmp_path).database_url)
-        change = functools.partial(AsyncConnection.execute, statement=sa.text(statement))
+        change = functools.partial(SqliteConnection.execute, statement=sa.text(statement))
         with pytest.raises(sa.exc.IntegrityError, match="the audit log takes no"):
             await database.run_tx("tamper", change)
         await database.close()
