@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 import grpc
 
 from services.common.lifecycle import announced
-from services.common.server import OPTIONS, listen
+from services.common.server import LOOKAHEAD, OPTIONS, WINDOW_BYTES, listen
 from services.common.tls import IdentityFiles, server_credentials
 from shelora.v1 import aggregator_pb2
 
@@ -43,7 +43,7 @@ async def serve(identity: Path, ready_file: Path) -> None:
     """Serve on a free port until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=(*OPTIONS, (LOOKAHEAD, WINDOW_BYTES)))
     server.add_generic_rpc_handlers((handlers(),))
     port = await listen(server, "127.0.0.1:0", server_credentials(IdentityFiles(identity), require_client=True))
     with announced(ready_file, {"grpc": port}):

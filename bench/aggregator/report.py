@@ -18,7 +18,7 @@ Records = Mapping[str, Sequence[Record]]
 
 def render(result: Mapping[str, Any]) -> str:
     """The whole report."""
-    titles = {"sums": "Residue sums", "ingest": "Ingest", "memory": "Memory", "fleet": "Fleets"}
+    titles = {"sums": "Residue sums", "ingest": "Ingest", "memory": "Memory", "fleet": "Fleets", "distance": "Distance"}
     found = sections(result)
     parts = ["# The aggregator's throughput", machine_sentence(result["machine"])]
     return "\n\n".join([*parts, *(f"## {title}\n\n{found[name]}" for name, title in titles.items())]) + "\n"
@@ -32,6 +32,7 @@ def sections(result: Mapping[str, Any]) -> dict[str, str]:
         "ingest": ingest(records),
         "memory": memory(records["memory"]),
         "fleet": fleet(records["fleet"]),
+        "distance": distance(records["distance"]),
     }
 
 
@@ -91,6 +92,20 @@ def fleet(records: Sequence[Record]) -> str:
         for record in records
     ]
     return markdown(["agents", "registration to publication", "aggregator CPU an agent", "most resident"], rows)
+
+
+def distance(records: Sequence[Record]) -> str:
+    """Megabytes a second over a long line, by round trip and window."""
+    rows = []
+    for round_trip_s in values(records, "round_trip_s"):
+        for window in values(choose(records, round_trip_s=round_trip_s), "window_bytes"):
+            found = choose(records, round_trip_s=round_trip_s, window_bytes=window)
+            size = found[0]["bytes"]
+            rates = [size / _MB / _median(found, key) for key in ("up_s", "down_s")]
+            rows.append(
+                [f"{1e3 * round_trip_s:.0f} ms", f"{window / (1 << 20):g} MiB", *(f"{rate:.0f}" for rate in rates)]
+            )
+    return markdown(["round trip", "upload window", "upload, MB/s", "download, MB/s"], rows)
 
 
 def _copy(records: Sequence[Record], like: Record) -> Record:

@@ -10,10 +10,12 @@ from typing import Final
 
 from bench.aggregator.agents import Workload
 from bench.aggregator.cohorts import cohorts
+from bench.aggregator.distance import distances
 from bench.aggregator.ingest import uploads
 from bench.aggregator.sums import sums
 from bench.records import Record
 from bench.runner import Unit
+from services.common.server import WINDOW_BYTES
 
 LARGE: Final = Workload(82)
 """86 MB of ciphertext an agent."""
@@ -36,6 +38,12 @@ FLEETS: Final = (10, 100, 1000)
 """Agents of a round whose payloads are small, so that what an agent costs besides its bytes shows."""
 
 
+ROUND_TRIPS_S: Final = (0.02, 0.1)
+"""Within a country; between continents."""
+
+WINDOWS: Final = (WINDOW_BYTES, 4 << 20, 16 << 20)
+
+
 def units(folder: Path) -> dict[str, Unit]:
     """All parts by name."""
     return {
@@ -45,6 +53,9 @@ def units(folder: Path) -> dict[str, Unit]:
         "small": lambda: collected(folder / "small", lambda place: uploads(place, SMALL, 1, ROUNDS)),
         "memory": lambda: collected(folder / "memory", lambda place: cohorts(place, MEDIUM, COHORTS)),
         "fleet": lambda: collected(folder / "fleet", lambda place: cohorts(place, TINY, FLEETS)),
+        "distance": lambda: collected(
+            folder / "distance", lambda place: distances(place, MEDIUM, ROUND_TRIPS_S, WINDOWS)
+        ),
     }
 
 

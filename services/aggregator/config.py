@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from services.common.config import Address, ServiceConfig
 from services.common.identity import check_name
+from services.common.server import WINDOW_BYTES
 from services.common.transfer import MAX_PAYLOAD_BYTES
 from shelora.errors import SheLoraError
 
@@ -27,11 +28,14 @@ class Limits(ServiceConfig):
         max_payload_bytes: longest upload, whatever the plan would allow.
         max_agents: registered agents per federation.
         max_concurrent_calls: calls at once, view streams included; more are refused.
+        upload_window_bytes: what an upload may send ahead of what is read. An upload over a long line brings at most
+            about this much, and a chunk of 1 MiB, in each round trip; a few uploads at once hold this much memory.
     """
 
     max_payload_bytes: int = Field(default=16 << 30, ge=1, le=MAX_PAYLOAD_BYTES)
     max_agents: int = Field(default=100_000, ge=2, le=100_000)
     max_concurrent_calls: int = Field(default=20_000, ge=8, le=1_000_000)
+    upload_window_bytes: int = Field(default=WINDOW_BYTES, ge=64 << 10, le=64 << 20)
 
 
 class AggregatorConfig(ServiceConfig):

@@ -139,6 +139,7 @@ async def _serve(
         registration(service, engine.blobs, revocations),
         rpc_interceptors(engine.registry),
         maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
+        window_bytes=config.limits.upload_window_bytes,
     )
     servers: dict[str, GrpcServer | HealthServer] = {"grpc": server}
     if config.health_listen is not None:

@@ -25,17 +25,22 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    # What a stream may send before anybody reads it. Left to itself the transport lets it grow to many MiB a stream,
-    # and memory with the number of agents that upload; while a message is read its whole length may come.
+    # Left to itself the transport lets what a stream may send ahead grow to many MiB, and memory with the number of
+    # agents that upload.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 512 << 10),
     ("grpc.experimental.tcp_max_read_chunk_size", 256 << 10),
     # Calls that came and were not looked at yet. From 1,000 on (the default) the transport breaks some of them off, and
     # an aggregator to which a fleet reconnects is that late for a moment.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
 )
-"""Channel arguments of every server."""
+"""Channel arguments of every server, but for the window of its streams."""
+
+WINDOW_BYTES: Final = 512 << 10
+"""What a stream may send before anybody reads it; while a message is read its whole length may come."""
+
+LOOKAHEAD: Final = "grpc.http2.lookahead_bytes"
+"""The channel argument for it."""
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -52,6 +57,7 @@ class GrpcServer:
         register: adds the servicers.
         interceptors: run around every call, outermost first; an ErrorInterceptor is added in front unless one is given.
         maximum_concurrent_rpcs: calls beyond this are refused with RESOURCE_EXHAUSTED; None for no bound.
+        window_bytes: what a stream may send before anybody reads it.
 
     Raises:
         InvalidConfiguration: not an address, or no credentials for an address that can be reached from elsewhere.
@@ -68,6 +74,7 @@ class GrpcServer:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         *,
         maximum_concurrent_rpcs: int | None = None,
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self._address = check_address(address)
         if credentials is None:
@@ -78,6 +85,7 @@ class GrpcServer:
         if not any(isinstance(interceptor, ErrorInterceptor) for interceptor in self._interceptors):
             self._interceptors.insert(0, ErrorInterceptor())
         self._maximum_concurrent_rpcs = maximum_concurrent_rpcs
+        self._options = (*OPTIONS, (LOOKAHEAD, window_bytes))
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._services: tuple[str, ...] = ()
@@ -94,7 +102,7 @@ class GrpcServer:
         """
         server = grpc.aio.server(
             interceptors=self._interceptors,
-            options=OPTIONS,
+            options=self._options,
             maximum_concurrent_rpcs=self._maximum_concurrent_rpcs,
         )
         names = _Names(server)

@@ -26,21 +26,21 @@ SECOND = {**FIRST, "number": 2, "label": None, "contents": []}
 ELSEWHERE = {**FIRST, "depot": "south"}
 
 
-class Undone(Exception):
+class UndoneError(Exception):
     """Ends a transaction without a trace."""
 
 
 @pytest.fixture
 async def connection(url: str) -> AsyncIterator[Connection]:
     database = Database(url)
-    with contextlib.suppress(Undone):
+    with contextlib.suppress(UndoneError):
         async with database._engine.begin() as opened:
             await opened.run_sync(PARCELS.metadata.drop_all)
             await opened.run_sync(PARCELS.metadata.create_all)
             for row in (FIRST, SECOND, ELSEWHERE):
                 await by_key.insert(opened, PARCELS, row)
             yield opened
-            raise Undone
+            raise UndoneError
     await database.close()
 
 

@@ -37,3 +37,10 @@ def test_ingest_leaves_the_first_round_out():
 def test_memory_is_shown_by_cohort():
     record = {"agents": 4, "bytes": 172e6, "idle_bytes": 135e6, "sampled_bytes": 180e6, "most_bytes": 181e6}
     assert "| 4 | 172 MB | 135 MB | 180 MB | 181 MB |" in report.memory([record])
+
+
+def test_distance_is_shown_by_round_trip_and_window():
+    near = {"round_trip_s": 0.02, "window_bytes": 512 << 10, "bytes": 40_000_000, "up_s": 1.0, "down_s": 0.2}
+    table = report.distance([near, {**near, "up_s": 3.0}, {**near, "window_bytes": 4 << 20, "up_s": 0.5}])
+    assert "| 20 ms | 0.5 MiB | 20 | 200 |" in table
+    assert "| 20 ms | 4 MiB | 80 | 200 |" in table

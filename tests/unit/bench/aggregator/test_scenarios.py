@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 from bench.aggregator import sums as sums_module
 from bench.aggregator.agents import PARAMETERS, Workload
+from bench.aggregator.distance import distances, relay
 from bench.aggregator.ingest import uploads
 from services.aggregator.residue_sums import check_ciphertext
 
@@ -22,6 +25,36 @@ async def test_uploads_are_taken_by_both_servers(tmp_path):
     records = [record async for record in uploads(tmp_path, Workload(1, hidden=256), 2, 1)]
     assert [(record["at_once"], record["bytes"]) for record in records] == [(2, 2 * 65536)]
     assert all(records[0][key] > 0 for key in ("product_s", "bare_s", "stream_s"))
+
+
+async def test_a_relay_lets_every_byte_wait():
+    async def echo(stream):
+        async with stream:
+            async for data in stream:
+                await stream.send(data)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, echo)
+        port = listener.extra(SocketAttribute.local_port)  # noqa: S610  # anyio's, not a query's
+        async with (
+            relay(f"127.0.0.1:{port}", 0.1) as far,
+            await anyio.connect_tcp("127.0.0.1", int(far.split(":")[1])) as stream,
+        ):
+            started = anyio.current_time()
+            await stream.send(b"there and ")
+            await stream.send(b"back")
+            await stream.send_eof()
+            assert b"".join([data async for data in stream]) == b"there and back"
+            assert anyio.current_time() - started >= 0.2
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.timeout(120)
+async def test_a_far_aggregator_takes_uploads_and_gives_sums(tmp_path):
+    records = [record async for record in distances(tmp_path, Workload(1, hidden=256), (0.01,), (64 << 10,))]
+    assert [(record["window_bytes"], record["bytes"]) for record in records] == 2 * [(64 << 10, 65536)]
+    assert all(record[key] >= 0.01 for record in records for key in ("up_s", "down_s"))
 
 
 def test_sums_are_measured_with_the_product_s_own_code(tmp_path, monkeypatch):
