@@ -9,7 +9,7 @@ import pytest
 import services.common
 
 MODULES = sorted(path.stem for path in Path(services.common.__path__[0]).glob("*.py") if path.stem != "__init__")
-STATEFUL = {"database", "ops"}
+STATEFUL = {"database", "ops", "sqlite"}
 PROGRAM = """
 import importlib, sys
 for name in sys.argv[1].split(","):
