@@ -29,7 +29,7 @@ SMALL: Final = Workload(2, hidden=256)
 TINY: Final = Workload(1)
 """1 MiB, all of it encrypted: a whole cohort of thousands fits a disk."""
 
-ROUNDS: Final = 7
+ROUNDS: Final = 15
 
 COHORTS: Final = (4, 16, 64, 160)
 """Agents that upload 43 MB each at the same time."""
