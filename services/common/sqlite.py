@@ -7,11 +7,11 @@ wait for the disk or another process has a thread: the begin and the commit.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from asyncio import Lock
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 import sqlalchemy
@@ -22,15 +22,22 @@ from services.common.threads import in_thread
 
 Result = TypeVar("Result")
 
+_IN_A_ROW: Final = 32
+"""Statements of one transaction after which others on the event loop have a turn."""
+
 
 class SqliteConnection:
     """A connection in a transaction, with those methods of an AsyncConnection that stores use."""
 
     def __init__(self, connection: sqlalchemy.Connection) -> None:
         self._connection = connection
+        self._executed = 0
 
     async def execute(self, statement: sqlalchemy.Executable, parameters: Any = None) -> sqlalchemy.CursorResult[Any]:
         """Run a statement; its rows are to be read before the transaction ends."""
+        self._executed += 1
+        if self._executed % _IN_A_ROW == 0:
+            await asyncio.sleep(0)
         return self._connection.execute(statement, parameters)
 
     async def scalar(self, statement: sqlalchemy.Executable, parameters: Any = None) -> Any:
@@ -61,7 +68,7 @@ class SqliteEngine:
         )
         self._busy_timeout_ms = busy_timeout_ms
         self._turn_timeout_s = turn_timeout_s
-        self._turn = Lock()
+        self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         event.listen(self._engine, "connect", self._prepare)
         event.listen(self._engine, "begin", _begin_immediate)

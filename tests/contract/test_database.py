@@ -102,6 +102,27 @@ async def test_concurrent_increments_all_count(database: Database) -> None:
     assert await entries(database) == {"counter": 25}
 
 
+async def test_a_long_transaction_lets_others_run(database: Database) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def body(connection: Connection) -> int:
+        before = turns
+        for number in range(200):
+            row = {"name": str(number), "number": number}
+            await connection.execute(text("INSERT INTO entry VALUES (:name, :number)"), row)
+        return turns - before
+
+    task = asyncio.create_task(others())
+    assert await database.run_tx("long", body) >= 6
+    task.cancel()
+
+
 async def test_foreign_keys_and_unique_keys_hold(database: Database) -> None:
     await put(database, "a", 1)
     with pytest.raises(exc.IntegrityError):
