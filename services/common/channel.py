@@ -141,15 +141,13 @@ async def send_stream(
     timeout_s: float | None,
     asked: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Any:
-    """Make a call whose request is a stream.
+    """Make a call whose request is a stream; each message is made while the one before it is on its way.
 
     Args:
         method: a stream-unary member of a stub.
         requests: the request messages; an exception in it cancels the call and is raised here as it is.
         timeout_s: longest time for the whole call in seconds.
         asked: called with the other side's initial metadata, before the second message is made; without, nobody waits.
-
-    A message is made while the one before it is on its way.
 
     Returns:
         The response message; it may come before all requests are sent.
