@@ -37,11 +37,11 @@ COHORTS: Final = (4, 16, 64, 160)
 FLEETS: Final = (10, 100, 1000)
 """Agents of a round whose payloads are small, so that what an agent costs besides its bytes shows."""
 
-
 ROUND_TRIPS_S: Final = (0.02, 0.1)
 """Within a country; between continents."""
 
 WINDOWS: Final = (WINDOW_BYTES, 4 << 20, 16 << 20)
+"""Bytes that an upload may send ahead, the default first."""
 
 
 def units(folder: Path) -> dict[str, Unit]:

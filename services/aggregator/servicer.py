@@ -15,7 +15,7 @@ from services.aggregator import codec
 from services.aggregator.revocations import Revocations
 from services.aggregator.service import AggregatorService
 from services.common.blobs import Blob, BlobStore
-from services.common.chunk_codec import reader, serialize
+from services.common.chunk_codec import ROUNDS, reader, serialize
 from services.common.codec import parameters_from_proto
 from services.common.identity import Identity, Role, require_role
 from services.common.patience import Patience
@@ -29,8 +29,6 @@ T = TypeVar("T")
 
 SILENCE_S: Final = 60.0
 """Longest wait for the next message of an upload."""
-
-_ROUNDS: Final = aggregator_pb2.DESCRIPTOR.services_by_name["RoundService"].full_name
 
 
 class Door:
@@ -322,6 +320,6 @@ def registration(
         rounds = RoundServicer(service, door, blobs, silence_s=silence_s)
         aggregator_pb2_grpc.add_FederationServiceServicer_to_server(federations, server)
         aggregator_pb2_grpc.add_RoundServiceServicer_to_server(rounds, server)
-        server.add_registered_method_handlers(_ROUNDS, _payload_handlers(rounds))
+        server.add_registered_method_handlers(ROUNDS, _payload_handlers(rounds))
 
     return register

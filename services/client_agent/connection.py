@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import grpc
 import structlog
 
 from services.client_agent.codec import (
@@ -26,7 +25,7 @@ from services.client_agent.domain import PayloadKind, Received, Registration, Te
 from services.client_agent.progress import Report
 from services.client_agent.state import AgentState
 from services.common.channel import call, open_channel, receive_stream, send_stream
-from services.common.chunk_codec import reader, serialize
+from services.common.chunk_codec import rounds_stub
 from services.common.clock import Clock
 from services.common.enrolment import Enrolment, ensure_identity, renew_forever
 from services.common.keymanager_client import FetchedEpoch, KeyManagerClient
@@ -50,28 +49,10 @@ T = TypeVar("T")
 LONG_BYTES = 4 << 20
 """Payloads of this length and more are sent over a connection of their own."""
 
-_ROUNDS = aggregator_pb2.DESCRIPTOR.services_by_name["RoundService"].full_name
 _CALL_TIMEOUT_S = 30.0
 _SILENCE_S = 60.0
 _LONGEST_WAIT_S = 5.0
 _OFFSET_DIGITS = 20
-
-
-def _rounds(channel: grpc.aio.Channel) -> aggregator_pb2_grpc.RoundServiceStub:
-    """The calls of a round; those that carry payloads do without protobuf's copies of the bytes."""
-    rounds = aggregator_pb2_grpc.RoundServiceStub(channel)
-    calls: Any = rounds
-    calls.Upload = channel.stream_unary(
-        f"/{_ROUNDS}/Upload",
-        request_serializer=serialize,
-        response_deserializer=aggregator_pb2.UploadResponse.FromString,
-    )
-    calls.Download = channel.unary_stream(
-        f"/{_ROUNDS}/Download",
-        request_serializer=aggregator_pb2.DownloadRequest.SerializeToString,
-        response_deserializer=reader(aggregator_pb2.DownloadResponse),
-    )
-    return rounds
 
 
 class _Link:
@@ -81,7 +62,7 @@ class _Link:
         self._aggregator = aggregator
         self._credentials = channel_credentials(files)
         self._channels = tuple(open_channel(address, self._credentials) for address in (aggregator, keymanager))
-        self.rounds = _rounds(self._channels[0])
+        self.rounds = rounds_stub(self._channels[0])
         self.keys = KeyManagerClient(self._channels[1])
         self.retired = asyncio.Event()
         self._users = 0
@@ -108,7 +89,7 @@ class _Link:
             return
         channel = open_channel(self._aggregator, self._credentials)
         try:
-            yield _rounds(channel)
+            yield rounds_stub(channel)
         finally:
             await channel.close()
 

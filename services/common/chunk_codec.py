@@ -9,12 +9,16 @@ alike: a header first, then chunks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+import grpc
 from google.protobuf.message import Message
 
 from services.common.transfer import Piece
-from shelora.v1 import aggregator_pb2
+from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc
+
+ROUNDS: Final = aggregator_pb2.DESCRIPTOR.services_by_name["RoundService"].full_name
+"""The service whose calls carry payloads."""
 
 _CHUNK: Final = 0x12
 """Tag of `chunk` in both messages, and of `Chunk.data` within."""
@@ -49,6 +53,23 @@ def reader(kind: type[aggregator_pb2.UploadRequest | aggregator_pb2.DownloadResp
         return _chunk_in_place(message) or _part(kind.FromString(message))
 
     return read
+
+
+def rounds_stub(channel: grpc.aio.Channel) -> aggregator_pb2_grpc.RoundServiceStub:
+    """The calls of a round, whose uploads take and whose downloads bring pieces."""
+    stub = aggregator_pb2_grpc.RoundServiceStub(channel)
+    calls: Any = stub
+    calls.Upload = channel.stream_unary(
+        f"/{ROUNDS}/Upload",
+        request_serializer=serialize,
+        response_deserializer=aggregator_pb2.UploadResponse.FromString,
+    )
+    calls.Download = channel.unary_stream(
+        f"/{ROUNDS}/Download",
+        request_serializer=aggregator_pb2.DownloadRequest.SerializeToString,
+        response_deserializer=reader(aggregator_pb2.DownloadResponse),
+    )
+    return stub
 
 
 def _part(message: aggregator_pb2.UploadRequest | aggregator_pb2.DownloadResponse) -> Part:
