@@ -52,14 +52,12 @@ class Hub:
         if timeout_s is None:
             await signal.wait()
             return
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._sleep_then_cancel, timeout_s, group.cancel_scope)
-            await signal.wait()
-            group.cancel_scope.cancel()
-
-    async def _sleep_then_cancel(self, timeout_s: float, scope: anyio.CancelScope) -> None:
-        await self._clock.sleep(timeout_s)
-        scope.cancel()
+        with anyio.CancelScope() as scope:
+            alarm = self._clock.alarm(timeout_s, scope.cancel)
+            try:
+                await signal.wait()
+            finally:
+                alarm.cancel()
 
     def close(self) -> None:
         """Wake everybody for the last time; from now on `require_open` refuses."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
+
+
+class Alarm(Protocol):
+    """A call that is going to be made."""
+
+    def cancel(self) -> object:
+        """Make it not; fine when it was made already."""
+        ...
 
 
 class Clock(Protocol):
@@ -23,6 +33,10 @@ class Clock(Protocol):
         """Suspend the calling task for at least this many seconds (0 or less: yield once)."""
         ...
 
+    def alarm(self, seconds: float, ring: Callable[[], object]) -> Alarm:
+        """Have a function called on the event loop after at least this many seconds; cheaper than a sleeping task."""
+        ...
+
 
 class SystemClock:
     """The machine's clock."""
@@ -38,3 +52,7 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Suspend the calling task."""
         await anyio.sleep(max(0.0, seconds))
+
+    def alarm(self, seconds: float, ring: Callable[[], object]) -> Alarm:
+        """Have a function called on the event loop."""
+        return asyncio.get_running_loop().call_later(max(0.0, seconds), ring)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+
+from services.common.clock import Alarm
 
 _SETTLE_TURNS = 20
 
@@ -25,6 +27,21 @@ class Settling:
             await anyio.lowlevel.checkpoint()
 
 
+class _Entry:
+    """Something that is due at some time."""
+
+    def __init__(self, clock: FakeClock, at_ms: float, order: int, ring: Callable[[], object]) -> None:
+        self.due = (at_ms, order)
+        self.ring = ring
+        self._clock = clock
+
+    def __lt__(self, other: _Entry) -> bool:
+        return self.due < other.due
+
+    def cancel(self) -> None:
+        self._clock.forget(self)
+
+
 class FakeClock:
     """A Clock whose time only `advance` moves.
 
@@ -34,7 +51,7 @@ class FakeClock:
     def __init__(self, start_ms: int = 1_700_000_000_000) -> None:
         self._wall_offset_ms = start_ms
         self._elapsed_ms = 0.0
-        self._sleepers: list[tuple[float, int, anyio.Event]] = []
+        self._sleepers: list[_Entry] = []
         self._order = itertools.count()
 
     def now_ms(self) -> int:
@@ -47,14 +64,22 @@ class FakeClock:
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
-        entry = (self._elapsed_ms + seconds * 1000.0, next(self._order), anyio.Event())
-        heapq.heappush(self._sleepers, entry)
+        over = anyio.Event()
+        alarm = self.alarm(seconds, over.set)
         try:
-            await entry[2].wait()
+            await over.wait()
         finally:
-            if entry in self._sleepers:
-                self._sleepers.remove(entry)
-                heapq.heapify(self._sleepers)
+            alarm.cancel()
+
+    def alarm(self, seconds: float, ring: Callable[[], object]) -> Alarm:
+        entry = _Entry(self, self._elapsed_ms + max(0.0, seconds) * 1000.0, next(self._order), ring)
+        heapq.heappush(self._sleepers, entry)
+        return entry
+
+    def forget(self, entry: _Entry) -> None:
+        if entry in self._sleepers:
+            self._sleepers.remove(entry)
+            heapq.heapify(self._sleepers)
 
     def advance(self, seconds: float) -> Settling:
         """Move the time and wake every sleeper that is due, earliest first.
@@ -65,14 +90,14 @@ class FakeClock:
         if seconds < 0:
             raise ValueError(f"a clock cannot go back, got {seconds}")
         self._elapsed_ms += seconds * 1000.0
-        while self._sleepers and self._sleepers[0][0] <= self._elapsed_ms + 1e-6:
-            heapq.heappop(self._sleepers)[2].set()
+        while self._sleepers and self._sleepers[0].due[0] <= self._elapsed_ms + 1e-6:
+            heapq.heappop(self._sleepers).ring()
         return Settling()
 
     def advance_to_next(self) -> Settling:
         """Move the time to the earliest sleeper's end; does nothing when nobody sleeps."""
         if self._sleepers:
-            return self.advance(max(0.0, (self._sleepers[0][0] - self._elapsed_ms) / 1000.0))
+            return self.advance(max(0.0, (self._sleepers[0].due[0] - self._elapsed_ms) / 1000.0))
         return Settling()
 
     def set_wall(self, now_ms: int) -> None:
@@ -81,5 +106,5 @@ class FakeClock:
 
     @property
     def sleepers(self) -> int:
-        """How many tasks sleep on this clock."""
+        """How many tasks sleep on this clock, and alarms are set."""
         return len(self._sleepers)

@@ -18,7 +18,7 @@ from services.client_agent.config import AgentConfig
 from services.client_agent.domain import Status
 from services.client_agent.serving import serving
 from services.common.channel import open_channel
-from services.common.clock import Clock, SystemClock
+from services.common.clock import Alarm, Clock, SystemClock
 from services.common.identity import Role
 from services.common.tls import channel_credentials
 from services.operators.client import FederationClient
@@ -71,6 +71,11 @@ class JumpingClock(SystemClock):
         while (left_s := end_s - self.monotonic_s()) > 0:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), left_s)
+
+    def alarm(self, seconds: float, ring: Callable[[], object]) -> Alarm:
+        sleeping = asyncio.ensure_future(self.sleep(seconds))
+        sleeping.add_done_callback(lambda over: None if over.cancelled() else ring())
+        return sleeping
 
 
 @dataclass

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+
+from services.common.clock import Alarm
 
 
 class HurriedClock:
@@ -23,3 +26,7 @@ class HurriedClock:
         self.sleeps.append(seconds)
         self._elapsed_s += max(seconds, 0.0)
         await asyncio.sleep(0)
+
+    def alarm(self, seconds: float, ring: Callable[[], object]) -> Alarm:
+        self._elapsed_s += max(seconds, 0.0)
+        return asyncio.get_running_loop().call_soon(ring)

@@ -43,6 +43,20 @@ async def test_sleepers_wake_when_their_time_has_come() -> None:
     assert clock.now_ms() == 3_000
 
 
+@pytest.mark.parametrize("clock", [SystemClock(), FakeClock()], ids=["system", "fake"])
+async def test_alarms_ring_when_their_time_has_come_unless_cancelled(clock: Clock) -> None:
+    rung: list[str] = []
+    clock.alarm(0.02, lambda: rung.append("late"))
+    clock.alarm(0.01, lambda: rung.append("early"))
+    clock.alarm(0.01, lambda: rung.append("cancelled")).cancel()
+    assert rung == []
+    if isinstance(clock, FakeClock):
+        await clock.advance(0.03)
+    else:
+        await anyio.sleep(0.03)
+    assert rung == ["early", "late"]
+
+
 async def test_a_plain_advance_wakes_without_waiting() -> None:
     clock = FakeClock()
     async with anyio.create_task_group() as tasks:
