@@ -109,11 +109,14 @@ class Driver:
         Returns:
             0 when there may be more to do, the seconds after which to look again, or None to wait for a change.
         """
+        # Every change of a large fleet asks this; the database is asked only when there is something to do.
+        if not pending((await self._ledger.glance(name)).state):
+            await self._sweeper.sweep(name)
+            return None
         stored = await self._ledger.read(name)
         works = pending(stored.state)
         if not works:
-            await self._sweeper.sweep(stored)
-            return None
+            return 0.0
         work = works[0]
         try:
             await self._works.run(stored, work)
@@ -131,7 +134,7 @@ class Driver:
         Returns:
             0 when it was, else the seconds until then, or None to wait for a change.
         """
-        deadline_ms = (await self._ledger.read(name)).state.next_deadline_ms
+        deadline_ms = (await self._ledger.glance(name)).state.next_deadline_ms
         if not deadline_ms:
             return None
         left_ms = deadline_ms - self._clock.now_ms()

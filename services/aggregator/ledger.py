@@ -118,6 +118,7 @@ class Ledger:
             result, change = await self._database.run_tx(label, transaction)
         except asyncio.CancelledError:
             # It may be committed all the same.
+            self._latest.pop(name, None)
             self._hub.notify(name)
             raise
         self._remember(change.stored)
@@ -165,8 +166,15 @@ class Ledger:
         return stored
 
     async def glance(self, name: str) -> StoredFederation:
-        """The federation as this process last saw it: no transaction. For views, never for what becomes state."""
-        return self._latest.get(name) or await self.read(name)
+        """The federation as this process last saw it: no transaction.
+
+        For views and for whether there is anything to do, never for what becomes state.
+        """
+        return self.latest(name) or await self.read(name)
+
+    def latest(self, name: str) -> StoredFederation | None:
+        """The same at once, None when this process has not seen it."""
+        return self._latest.get(name)
 
     async def query(self, label: str, body: Callable[[Connection], Awaitable[Result]]) -> Result:
         """Run a transaction that reads, or writes what no state depends on."""

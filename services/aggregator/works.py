@@ -16,6 +16,7 @@ from services.aggregator.ports import Compute
 from services.aggregator.store import Connection, StoredFederation, payloads
 from services.aggregator.store.payloads import PayloadKey, StoredPayload
 from services.common.blobs import Blob, BlobStore
+from services.common.threads import in_thread
 from shelora.errors import CorruptState, SheLoraError, Unavailable, WrongPhase
 from shelora.plan.plan import Plan
 from shelora.rounds import (
@@ -71,7 +72,7 @@ class Works:
             # The database may have taken the result; if it did not, the bytes are collected at the next start.
             raise
         except SheLoraError as error:
-            self._blobs.delete_prefix(prefix)
+            await in_thread(self._blobs.delete_prefix, prefix)
             if not isinstance(error, WrongPhase):
                 raise
 
@@ -123,7 +124,7 @@ class Works:
 
         await self._record(stored, work, {sum_key: result}, same_total)
         if total is not None:
-            self._blobs.delete(total.key)
+            await in_thread(self._blobs.delete, total.key)
 
     async def _average(self, stored: StoredFederation, work: ComputeAverage, prefix: str) -> None:
         round_ = _round(stored)
@@ -161,7 +162,7 @@ class Works:
         if projected:
             keys = [PayloadKey(name, payloads.PROJECTION, number, agent=agent) for agent in agents]
             projections = [*await self._inputs(keys)]
-        weights = round_.weights()
+        weights = round_.weights
         return [
             CohortMember(member.agent, member.rank, member.columns, weights[member.agent], member.examples, left, right)
             for member, left, right in zip(members, factors, projections, strict=True)

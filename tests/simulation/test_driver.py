@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import pytest
 
@@ -261,6 +263,39 @@ async def test_hub_never_misses_a_change_between_look_and_wait(world):
     await hub.wait(signal, None)
     await hub.wait(signal, 1000.0)
     assert hub.signal("ward") is not signal
+
+
+async def test_hub_waits_no_longer_than_asked(world):
+    hub = Hub(world.clock)
+    signal = hub.signal("ward")
+    waiting = asyncio.create_task(hub.wait(signal, 10.0))
+    await world.clock.advance(0)
+    await world.clock.advance(9.0)
+    assert not waiting.done()
+    await world.clock.advance(1.0)
+    assert waiting.done()
+    assert not signal.is_set()
+
+
+async def test_what_is_needed_no_more_is_looked_for_only_when_that_changes(training, monkeypatch):
+    looked = []
+    change = training.service.ledger.change
+
+    async def counted(label, name, body):
+        looked.append(label)
+        return await change(label, name, body)
+
+    monkeypatch.setattr(training.service.ledger, "change", counted)
+    await training.driver.advance(FEDERATION)
+    await training.driver.advance(FEDERATION)
+    assert looked.count("find_unswept") <= 1
+    looked.clear()
+    for _ in range(3):
+        await everybody_acts(training)
+        await training.work()
+    assert training.service.ledger.latest(FEDERATION).state.last_published_round >= 1
+    assert looked.count("find_unswept") >= 1
+    assert not [key for key in training.blobs.keys(f"{FEDERATION}/r000001/") if "/factors/" in key]
 
 
 async def test_hub_wakes_those_whom_a_change_concerns(world):

@@ -94,10 +94,9 @@ async def present_keys(connection: Connection) -> set[str]:
     return set(found.scalars())
 
 
-async def forget(connection: Connection, federation: str, blob_keys: Iterable[str]) -> None:
+async def forget(connection: Connection, keys: Iterable[PayloadKey]) -> None:
     """Note that these bytes are going away; the rows stay."""
-    for blob_key in blob_keys:
-        await by_key.update(connection, _table, {"federation": federation, "blob_key": blob_key}, {"present": False})
+    await by_key.update_each(connection, _table, [_columns(key) for key in keys], {"present": False})
 
 
 async def unswept_rounds(connection: Connection, federation: str) -> dict[int, RoundPhase]:
