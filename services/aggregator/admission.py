@@ -10,7 +10,6 @@ from services.aggregator.domain import NEGOTIATION_KINDS, UPLOAD_KINDS, Expected
 from services.aggregator.plans import (
     cohort_layout,
     layout_digest,
-    plan_digest,
     present_plan,
     sensitivity_blocks,
     widths,
@@ -182,7 +181,7 @@ def _agreed_plan(stored: StoredFederation, ticket: UploadTicket) -> Plan:
             f"expected a payload for key epoch {plan.epoch}, got {ticket.epoch}",
             hint="fetch the keys of the plan's epoch from the key manager",
         )
-    if ticket.plan_digest != plan_digest(plan):
+    if ticket.plan_digest != plan.digest():
         raise DigestMismatch(
             f"expected the digest of plan version {plan.version}, got another one",
             hint="derive the digest from the plan in the view; if it still differs, run the same release on all sides",

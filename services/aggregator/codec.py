@@ -6,6 +6,7 @@ What comes in is checked here as far as one message alone can tell; the service 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from services.aggregator.domain import (
@@ -245,15 +246,18 @@ def download_to_proto(download: Download) -> aggregator_pb2.DownloadHeader:
         plan_version=download.plan.version,
         epoch=download.plan.epoch,
         layout_digest=download.layout_digest,
-        cohort=[
-            aggregator_pb2.CohortMember(agent=member.agent, rank=member.rank, counted=member.counted)
-            for member in download.cohort
-        ],
+        cohort=_cohort_to_proto(tuple((member.agent, member.rank, member.counted) for member in download.cohort)),
         weight=download.weight,
         total_weight=download.total_weight,
         plan=plan_to_proto(download.plan, download.negotiated_by),
         first_plain=download.first_plain,
     )
+
+
+@lru_cache(maxsize=16)
+def _cohort_to_proto(members: tuple[tuple[str, int, bool], ...]) -> list[aggregator_pb2.CohortMember]:
+    """Name, rank and whether it counts, of every member: the same for each of what may be thousands of them."""
+    return [aggregator_pb2.CohortMember(agent=agent, rank=rank, counted=counted) for agent, rank, counted in members]
 
 
 def event_to_proto(event: Event) -> aggregator_pb2.WatchEventsResponse:

@@ -87,8 +87,8 @@ async def _of_round(change: Change, agent: str, request: DownloadRequest) -> Dow
         negotiated_by=outline.negotiated_by,
         layout_digest=layout_digest(plan, round_),
         cohort=round_.cohort,
-        weight=round_.weights().get(agent, 0.0),
-        total_weight=round_.total_weight(),
+        weight=round_.weights.get(agent, 0.0),
+        total_weight=round_.total_weight,
         first_plain=round_.first_plain,
     )
 

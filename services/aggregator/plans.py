@@ -71,20 +71,14 @@ def _plan(
     )
 
 
-@lru_cache(maxsize=64)
-def plan_digest(plan: Plan) -> bytes:
-    """The plan's digest, computed once."""
-    return plan.digest()
-
-
 def cohort_layout(plan: Plan, round_: Round) -> SlotLayout:
     """The slots of a round whose cohort is closed."""
-    return _layout(plan, tuple(member.rank for member in round_.cohort))
+    return _layout(plan, round_.ranks)
 
 
 def layout_digest(plan: Plan, round_: Round) -> bytes:
     """Digest of the slots of a round whose cohort is closed."""
-    return _layout_digest(plan, tuple(member.rank for member in round_.cohort))
+    return _layout_digest(plan, round_.ranks)
 
 
 def sum_blocks(plan: Plan, round_: Round) -> int:

@@ -78,7 +78,7 @@ def round_summary(
         phase_seconds={phase.value: spent / MILLISECONDS for phase, spent in round_.phase_ms.items()},
         average_bytes=sizes.get((AVERAGE, ""), 0) if published else 0,
         cipher_bytes=sizes.get((CIPHER_SUM, ""), 0) if published else 0,
-        total_weight=round_.total_weight(),
+        total_weight=round_.total_weight,
     )
 
 
@@ -89,7 +89,7 @@ def member_summaries(
     figures: Mapping[tuple[int, str], Mapping[str, float]],
 ) -> tuple[MemberSummary, ...]:
     """Members by name; a cohort in this order is in the order of the layout."""
-    weights = round_.weights()
+    weights = round_.weights
     return tuple(
         MemberSummary(
             agent=member.agent,

@@ -6,6 +6,8 @@ InvalidConfiguration or DigestMismatch.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from shelora.errors import DigestMismatch, InvalidPlan
 from shelora.he.parameters import CkksParameters
 from shelora.plan import DenseShape, ModelShapes, ModuleShape, Negotiation, Packing, Plan
@@ -112,8 +114,12 @@ def packing_from_proto(value: int) -> Packing:
     raise InvalidPlan(f"packing: expected 1 to {len(_PACKING_TO_WIRE)}, got {value}")
 
 
+@lru_cache(maxsize=64)
 def plan_to_proto(plan: Plan, negotiated_by: int = 0) -> aggregator_pb2.Plan:
-    """A plan with its digest; `negotiated_by` counts the agents behind the priorities."""
+    """A plan with its digest; `negotiated_by` counts the agents behind the priorities.
+
+    The same message for the same plan, since every agent gets it in every phase: to be copied, not changed.
+    """
     return aggregator_pb2.Plan(
         federation=plan.federation,
         version=plan.version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from shelora.errors import InvalidConfiguration, ValueOutOfRange
@@ -157,6 +158,10 @@ class CkksParameters:
 
     def digest(self) -> bytes:
         """SHA-256 over every field and the slot convention, bytes[32]; equal digests mean exchangeable ciphertexts."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         fields = (
             f"ring_dimension={self.ring_dimension}",
             f"modulus={self.modulus}",

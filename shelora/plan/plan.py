@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Final
 
 from shelora.errors import InvalidPlan, ShapeMismatch, SizeMismatch
@@ -110,11 +111,19 @@ class Plan:
                 )
 
     def digest(self) -> bytes:
-        """SHA-256 over the whole plan; equal exactly when both sides agree on all of it.
+        """SHA-256 over the whole plan, computed once; equal exactly when both sides agree on all of it.
 
         Returns:
             bytes[32].
         """
+        return self._digest
+
+    def __hash__(self) -> int:
+        """Of the digest: plans are looked up at every step of every agent, and may have thousands of fields."""
+        return hash(self._digest)
+
+    @cached_property
+    def _digest(self) -> bytes:
         items: list[str | int | bytes] = [self.federation, self.version, self.epoch, self.cap, self.negotiation.value]
         items += shape_items(self.shapes.modules, self.shapes.dense)
         for counts in self.levels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from shelora.errors import InvalidPlan
@@ -161,11 +162,19 @@ class ModelShapes:
             seen.add(name)
 
     def digest(self) -> bytes:
-        """SHA-256 over names and shapes in order; equal exactly when both sides agree on all of them.
+        """SHA-256 over names and shapes in order, computed once; equal exactly when both sides agree on all of them.
 
         Returns:
             bytes[32].
         """
+        return self._digest
+
+    def __hash__(self) -> int:
+        """Of the digest: there may be thousands of shapes, and what is made from them is looked up often."""
+        return hash(self._digest)
+
+    @cached_property
+    def _digest(self) -> bytes:
         return digest_items("shelora model shapes v1", shape_items(self.modules, self.dense))
 
 

@@ -107,18 +107,24 @@ class Round:
         """Per module the columns that every counted member has encrypted; empty before they are fixed."""
         return tuple(map(min, zip(*(member.columns for member in self.counted), strict=True)))
 
-    def weights(self) -> dict[str, float]:
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """LoRA rank of every cohort member, in the order of the layout."""
+        return tuple(member.rank for member in self.cohort)
+
+    @cached_property
+    def weights(self) -> Mapping[str, float]:
         """Each cohort member's share of the cohort's examples; they sum to 1."""
         total = sum(member.examples for member in self.cohort)
         return {member.agent: member.examples / total for member in self.cohort}
 
+    @cached_property
     def total_weight(self) -> float:
         """Sum of the weights that count, 0 before they are fixed.
 
         A sum in the order of the cohort, so that the aggregator gets the same float64 every time.
         """
-        weights = self.weights()
-        return sum(weights[member.agent] for member in self.counted)
+        return sum(self.weights[member.agent] for member in self.counted)
 
     def with_member(self, member: Member) -> Round:
         """The round with one member added or replaced."""

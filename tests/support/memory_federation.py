@@ -236,7 +236,7 @@ class MemoryFederation:
 
     def _basis(self, number: int) -> None:
         plan, live = self.plan_of(number), self.round_of(number)
-        weights = live.weights()
+        weights = live.weights
         sent = {m.agent: self.tensors(PayloadKind.FACTORS, number, m.agent) for m in live.cohort}
         bases = {}
         for index in range(len(plan.shapes.modules)):
@@ -260,7 +260,7 @@ class MemoryFederation:
 
     def _average(self, number: int) -> None:
         plan, live = self.plan_of(number), self.round_of(number)
-        weights = live.weights()
+        weights = live.weights
         found = dict(safetensors.numpy.load(self.results[PayloadKind.AVERAGE, number, "basis"]))
         for index, module in enumerate(plan.shapes.modules):
             rows, n = found[f"{index}.basis"].shape[1], module.in_features
@@ -374,10 +374,10 @@ class MemoryMembership:
             path=path,
             size_bytes=len(data),
             plan=plan,
-            layout_digest=plan.layout([member.rank for member in round_.cohort]).digest(),
+            layout_digest=plan.layout(round_.ranks).digest(),
             cohort=tuple(Member(m.agent, m.rank, m.counted) for m in round_.cohort),
-            weight=round_.weights().get(self.name, 0.0),
-            total_weight=round_.total_weight(),
+            weight=round_.weights.get(self.name, 0.0),
+            total_weight=round_.total_weight,
             first_plain=round_.first_plain,
         )
 

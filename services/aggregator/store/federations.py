@@ -212,6 +212,7 @@ async def _save_round(connection: Connection, before: Round | None, after: Round
         await by_key.update(connection, tables.rounds, key, rows.round_row(after))
     earlier = before.members if known and before is not None else {}
     for agent, member in after.members.items():
-        if earlier.get(agent) != member:
+        known_member = earlier.get(agent)
+        if known_member is not member and known_member != member:
             member_key = {"federation": name, "round": after.number, "agent": agent}
             await by_key.put(connection, tables.members, {**member_key, **rows.member_row(member)})

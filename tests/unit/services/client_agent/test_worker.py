@@ -241,7 +241,7 @@ async def test_an_agent_without_a_ciphertext_is_left_out_of_both_parts(keymanage
     for hand in hands[:2]:
         await hand.step()
     federation.expire()
-    assert federation.ended[1].total_weight() < 1
+    assert federation.ended[1].total_weight < 1
     found = await run_and_verify(hands, 1)
     assert found.counted == ("a", "b")
     assert found.openings == ("a", "b", "c")

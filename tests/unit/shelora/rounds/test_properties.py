@@ -180,11 +180,11 @@ def check_round(round_: Round, quorum: int) -> None:
         assert member.uploaded or member.left
     if round_.cohort:
         assert len(round_.cohort) >= quorum
-        assert abs(sum(round_.weights().values()) - 1) < 1e-12
+        assert abs(sum(round_.weights.values()) - 1) < 1e-12
     if round_.phase in {RoundPhase.SUM, RoundPhase.PUBLISHED}:
         assert round_.counted == round_.complete
         assert len(round_.counted) >= quorum
-        assert 0 < round_.total_weight() <= 1 + 1e-12
+        assert 0 < round_.total_weight <= 1 + 1e-12
     if round_.phase is RoundPhase.PUBLISHED:
         assert all(member.folded for member in round_.counted)
     if round_.ended:
