@@ -1,8 +1,8 @@
 """An SQLite file in the form of SQLAlchemy's asynchronous engine, as far as transactions need it.
 
 The asynchronous driver hands every statement to a thread and its rows back in several steps, which costs five times as
-much as the statements themselves. Here statements run where they are called, in tens of microseconds; only what may
-wait for the disk or another process has a thread: the begin and the commit.
+much as the statements themselves. Here statements run where they are called, in tens of microseconds; only what
+waits for the disk or another process has a thread: opening the file, committing changes, beginning while it is locked.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class SqliteEngine:
         self._busy_timeout_ms = busy_timeout_ms
         self._turn_timeout_s = turn_timeout_s
         self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._opened = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         event.listen(self._engine, "connect", self._prepare)
         event.listen(self._engine, "begin", _begin_immediate)
@@ -86,26 +88,53 @@ class SqliteEngine:
             TimeoutError: the transactions before it take too long.
             sqlalchemy.exc.DBAPIError: the database refuses.
         """
-        with anyio.fail_after(self._turn_timeout_s):
-            await self._turn.acquire()
+        await self._take_turn()
         try:
             with contextlib.ExitStack() as stack:
 
-                def begin() -> sqlalchemy.Connection:
+                def begin(busy_timeout_ms: int) -> sqlalchemy.Connection:
                     # Closing rolls back what is not committed.
                     connection = stack.enter_context(self._engine.connect())
-                    connection.begin()
+                    driver = _driver(connection)
+                    driver.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
+                    try:
+                        connection.begin()
+                    finally:
+                        driver.execute(f"PRAGMA busy_timeout={self._busy_timeout_ms}")
                     return connection
 
-                connection = await in_thread(begin, executor=self._thread)
+                try:
+                    connection = begin(0) if self._opened else None
+                except sqlalchemy.exc.OperationalError:
+                    stack.close()
+                    connection = None
+                if connection is None:
+                    connection = await in_thread(begin, self._busy_timeout_ms, executor=self._thread)
+                    self._opened = True
+                changes = _driver(connection).total_changes
                 yield SqliteConnection(connection)
-                await in_thread(connection.commit, executor=self._thread)
+                if _driver(connection).total_changes == changes:
+                    connection.commit()
+                else:
+                    await in_thread(connection.commit, executor=self._thread)
         finally:
             self._turn.release()
+
+    async def _take_turn(self) -> None:
+        if not self._waiting and not self._turn.locked():
+            await self._turn.acquire()  # At once.
+            return
+        self._waiting += 1
+        try:
+            with anyio.fail_after(self._turn_timeout_s):
+                await self._turn.acquire()
+        finally:
+            self._waiting -= 1
 
     async def dispose(self) -> None:
         """Close the connection after the transactions before it; later ones open another."""
         async with self._turn:
+            self._opened = False
             await in_thread(self._engine.dispose, executor=self._thread)
 
     def _prepare(self, connection: Any, _record: Any) -> None:
@@ -125,3 +154,8 @@ class SqliteEngine:
 def _begin_immediate(connection: sqlalchemy.Connection) -> None:
     # A transaction that read first and wants to write later would fail at once when another one wrote in between.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _driver(connection: sqlalchemy.Connection) -> Any:
+    """The driver's own connection: it counts changes, and its statements begin no transaction."""
+    return connection.connection.driver_connection

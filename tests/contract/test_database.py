@@ -119,6 +119,7 @@ async def test_a_long_transaction_lets_others_run(database: Database) -> None:
         return turns - before
 
     task = asyncio.create_task(others())
+    await asyncio.sleep(0)
     assert await database.run_tx("long", body) >= 6
     task.cancel()
 
