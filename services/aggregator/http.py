@@ -10,17 +10,19 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry
 
-from services.aggregator.read_api import Json, agent_json, federation_json, round_json, widths_of
+from services.aggregator.read_api import Json, agent_json, federation_json, round_json
 from services.aggregator.service import AggregatorService
 from services.common.health import Ready
 from services.common.ops import ops_app
 from shelora.errors import NotFound, SheLoraError
+
+_Number = Annotated[int, Query(ge=0, le=(1 << 31) - 1)]
 
 DASHBOARD: Final = Path(__file__).with_name("dashboard.html")
 """The page: one file without any outside resource."""
@@ -56,13 +58,14 @@ def http_app(
 
     @app.get("/api/v1/federations/{name}/agents")
     async def agents(name: str) -> JSONResponse:
-        widths = widths_of(await service.get_federation(name))
-        return _json({"agents": [agent_json(agent, widths) for agent in await service.list_agents(name)]})
+        columns = await service.all_columns(name)
+        return _json({"agents": [agent_json(agent, columns) for agent in await service.list_agents(name)]})
 
     @app.get("/api/v1/federations/{name}/rounds")
-    async def rounds(name: str) -> JSONResponse:
-        widths = widths_of(await service.get_federation(name))
-        return _json({"rounds": [round_json(found, widths) for found in await service.list_rounds(name)]})
+    async def rounds(name: str, after: _Number = 0, limit: _Number = 0) -> JSONResponse:
+        columns = await service.all_columns(name)
+        found = await service.list_rounds(name, after, limit)
+        return _json({"rounds": [round_json(one, columns) for one in found]})
 
     @app.exception_handler(SheLoraError)
     async def refuse(_request: Request, error: Exception) -> JSONResponse:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.aggregator.domain import AgentSummary, FederationSummary, MemberSummary, RoundSummary
+from services.aggregator.plans import widths
 
 Json = dict[str, Any]
 
@@ -37,17 +38,17 @@ def federation_json(federation: FederationSummary) -> Json:
         if plan is None
         else {"version": plan.version, "basis_cap": plan.cap, "digest": plan.digest().hex()},
         "model": _model_json(federation),
-        "round": None if federation.round is None else round_json(federation.round, widths_of(federation)),
+        "round": None if federation.round is None else round_json(federation.round, _columns_of(federation)),
     }
 
 
-def agent_json(agent: AgentSummary, widths: Sequence[int]) -> Json:
+def agent_json(agent: AgentSummary, all_columns: int) -> Json:
     """A registered agent."""
     return {
         "name": agent.name,
         "rank": agent.rank,
         "budget": agent.budget,
-        "encrypted_share": encrypted_share(agent.columns, widths),
+        "encrypted_share": encrypted_share(agent.columns, all_columns),
         "connected": agent.connected,
         "task": agent.task.value,
         "examples": agent.examples,
@@ -56,7 +57,7 @@ def agent_json(agent: AgentSummary, widths: Sequence[int]) -> Json:
     }
 
 
-def round_json(summary: RoundSummary, widths: Sequence[int]) -> Json:
+def round_json(summary: RoundSummary, all_columns: int) -> Json:
     """A round with its members."""
     return {
         "number": summary.number,
@@ -70,27 +71,24 @@ def round_json(summary: RoundSummary, widths: Sequence[int]) -> Json:
         "average_bytes": summary.average_bytes,
         "cipher_bytes": summary.cipher_bytes,
         "total_weight": summary.total_weight,
-        "members": [_member_json(member, widths) for member in summary.members],
+        "members": [_member_json(member, all_columns) for member in summary.members],
     }
 
 
-def widths_of(federation: FederationSummary) -> tuple[int, ...]:
-    """Columns of every module, once a model is known."""
-    if federation.signature is None:
-        return ()
-    return tuple(module.in_features for module in federation.signature.shapes.modules)
+def encrypted_share(columns: Sequence[int], all_columns: int) -> float:
+    """Part of all columns that is encrypted, 0 to 1; 0 while no model is known."""
+    return sum(columns) / all_columns if all_columns else 0.0
 
 
-def encrypted_share(columns: Sequence[int], widths: Sequence[int]) -> float:
-    """Part of all columns that is encrypted, 0 to 1."""
-    return sum(columns) / sum(widths) if sum(widths) else 0.0
+def _columns_of(federation: FederationSummary) -> int:
+    return 0 if federation.signature is None else sum(widths(federation.signature.shapes))
 
 
-def _member_json(member: MemberSummary, widths: Sequence[int]) -> Json:
+def _member_json(member: MemberSummary, all_columns: int) -> Json:
     return {
         "agent": member.agent,
         "rank": member.rank,
-        "encrypted_share": encrypted_share(member.columns, widths),
+        "encrypted_share": encrypted_share(member.columns, all_columns),
         "examples": member.examples,
         "weight": member.weight,
         "cipher_complete": member.cipher_complete,
@@ -111,5 +109,5 @@ def _model_json(federation: FederationSummary) -> Json | None:
         "base_model_digest": signature.base_model_digest.hex(),
         "modules": len(signature.shapes.modules),
         "dense_tensors": len(signature.shapes.dense),
-        "columns": sum(module.in_features for module in signature.shapes.modules),
+        "columns": _columns_of(federation),
     }

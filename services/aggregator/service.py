@@ -27,6 +27,7 @@ from services.aggregator.downloads import Downloads
 from services.aggregator.events import Hub, Presence
 from services.aggregator.federations import Operations
 from services.aggregator.ledger import Ledger
+from services.aggregator.plans import widths
 from services.aggregator.ports import PayloadChecks
 from services.aggregator.store import Connection, StoredFederation
 from services.aggregator.uploads import UploadLimits, Uploads
@@ -119,13 +120,18 @@ class AggregatorService:
 
         return await self.ledger.query("list_agents", body)
 
-    async def list_rounds(self, federation: str) -> list[RoundSummary]:
-        await self.ledger.read(federation)
+    async def list_rounds(self, federation: str, after: int = 0, limit: int = 0) -> list[RoundSummary]:
+        """Rounds with a greater number, oldest first; at most `limit` unless it is 0."""
+        latest = (await self.ledger.read(federation)).state.round
+        last = 0 if latest is None else latest.number
+        numbers = range(after + 1, last + 1)
+        # One by one: all members of all rounds at once would keep everybody waiting.
+        return [await self._round(federation, number) for number in (numbers[:limit] if limit else numbers)]
 
-        async def body(connection: Connection) -> list[RoundSummary]:
-            return await summaries.round_summaries(connection, federation)
-
-        return await self.ledger.query("list_rounds", body)
+    async def all_columns(self, federation: str) -> int:
+        """Columns of all modules together, 0 until an agent has registered."""
+        signature = (await self.ledger.glance(federation)).signature
+        return 0 if signature is None else sum(widths(signature.shapes))
 
     async def watch_events(self, federation: str, after: int = 0) -> AsyncIterator[Event]:
         """Events as they happen, from a sequence number on; ends with Draining."""
@@ -172,6 +178,12 @@ class AggregatorService:
 
     async def leave_round(self, identity: Identity, federation: str, number: int, reason: str) -> None:
         await self._agents.leave(identity, federation, number, reason)
+
+    async def _round(self, federation: str, number: int) -> RoundSummary:
+        async def body(connection: Connection) -> RoundSummary:
+            return await summaries.round_of(connection, federation, number)
+
+        return await self.ledger.query("summarise_round", body)
 
     async def _summary(self, stored: StoredFederation) -> FederationSummary:
         async def body(connection: Connection) -> FederationSummary:

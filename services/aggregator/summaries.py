@@ -18,6 +18,7 @@ from services.aggregator.plans import present_plan
 from services.aggregator.store import Connection, StoredFederation
 from services.aggregator.store.payloads import AVERAGE, CIPHER_SUM, StoredPayload
 from services.aggregator.store.rows import MILLISECONDS, Row, read_version
+from shelora.errors import UnknownRound
 from shelora.rounds import Federation, Member, Round, RoundPhase, task_for
 
 
@@ -30,12 +31,7 @@ def terms(stored: StoredFederation) -> Terms:
 async def federation_summary(connection: Connection, stored: StoredFederation) -> FederationSummary:
     """A federation with its plan and its running or last round."""
     state = stored.state
-    latest = None
-    if state.round is not None:
-        number = state.round.number
-        payloads = await store.payloads.of_round(connection, stored.name, number)
-        figures = await store.history.figures_of(connection, stored.name, number)
-        latest = round_summary(state.round, payloads, figures)
+    latest = None if state.round is None else await _summarised(connection, stored.name, state.round)
     return FederationSummary(
         spec=stored.present_spec,
         state=state.state,
@@ -50,18 +46,25 @@ async def federation_summary(connection: Connection, stored: StoredFederation) -
     )
 
 
-async def round_summaries(connection: Connection, federation: str) -> list[RoundSummary]:
-    """All rounds, oldest first."""
-    figures = await store.history.figures_of(connection, federation)
-    payloads: dict[int, list[StoredPayload]] = {}
-    for payload in await store.payloads.of_rounds(connection, federation):
-        payloads.setdefault(payload.key.round, []).append(payload)
-    rounds = await store.history.all_rounds(connection, federation)
-    return [round_summary(round_, payloads.get(round_.number, []), figures) for round_ in rounds]
+async def round_of(connection: Connection, federation: str, number: int) -> RoundSummary:
+    """One round.
+
+    Raises:
+        UnknownRound: there has never been such a round.
+    """
+    found = await store.federations.load_round(connection, federation, number)
+    if found is None:
+        raise UnknownRound(f"expected a round of {federation}, got {number}", hint="list the rounds there are")
+    return await _summarised(connection, federation, found)
+
+
+async def _summarised(connection: Connection, federation: str, round_: Round) -> RoundSummary:
+    payloads = await store.payloads.of_round(connection, federation, round_.number)
+    return round_summary(round_, payloads, await store.history.figures_of(connection, federation, round_.number))
 
 
 def round_summary(
-    round_: Round, payloads: Iterable[StoredPayload], figures: Mapping[tuple[int, str], Mapping[str, float]]
+    round_: Round, payloads: Iterable[StoredPayload], figures: Mapping[str, Mapping[str, float]]
 ) -> RoundSummary:
     """One round; its payloads give the sizes, also of bytes that are gone."""
     sizes = {(payload.key.kind, payload.key.agent): payload.blob.size_bytes for payload in payloads}
@@ -86,7 +89,7 @@ def member_summaries(
     round_: Round,
     members: Iterable[Member],
     sizes: Mapping[tuple[str, str], int],
-    figures: Mapping[tuple[int, str], Mapping[str, float]],
+    figures: Mapping[str, Mapping[str, float]],
 ) -> tuple[MemberSummary, ...]:
     """Members by name; a cohort in this order is in the order of the layout."""
     weights = round_.weights
@@ -101,7 +104,7 @@ def member_summaries(
             counted=member.counted,
             factors_bytes=sizes.get((PayloadKind.FACTORS.value, member.agent), 0),
             cipher_bytes=sizes.get((PayloadKind.CIPHER.value, member.agent), 0),
-            metrics=figures.get((round_.number, member.agent), {}),
+            metrics=figures.get(member.agent, {}),
             left_reason=member.left_reason,
         )
         for member in sorted(members, key=lambda member: member.agent)

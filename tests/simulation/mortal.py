@@ -27,12 +27,12 @@ READS = {
     "find_unswept",
     "list_agents",
     "list_federations",
-    "list_rounds",
     "open_download",
     "present_keys",
     "read_events",
     "read_federation",
     "summarise_federation",
+    "summarise_round",
 }
 """Transactions that change nothing."""
 

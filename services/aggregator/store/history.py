@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 
 from services.aggregator.domain import Event
-from services.aggregator.store import by_key, rows, tables
+from services.aggregator.store import by_key, tables
 from services.common.database import Connection
-from shelora.rounds import Round
 
 UPLOAD = "upload"
 REPORT = "report"
@@ -44,21 +43,6 @@ async def events_after(connection: Connection, federation: str, after: int, limi
     ]
 
 
-async def all_rounds(connection: Connection, federation: str) -> list[Round]:
-    """All rounds with their members, oldest first."""
-    of_federation = sa.select(tables.members).where(tables.members.c.federation == federation)
-    members: dict[int, dict[str, rows.Row]] = {}
-    for row in (await connection.execute(of_federation)).mappings():
-        members.setdefault(row["round"], {})[row["agent"]] = row
-    query = sa.select(tables.rounds).where(tables.rounds.c.federation == federation).order_by(tables.rounds.c.number)
-    return [
-        rows.read_round(
-            row, {agent: rows.read_member(member) for agent, member in members.get(row["number"], {}).items()}
-        )
-        for row in (await connection.execute(query)).mappings()
-    ]
-
-
 async def put_figures(
     connection: Connection, federation: str, number: int, agent: str, source: str, metrics: Mapping[str, float]
 ) -> None:
@@ -67,16 +51,12 @@ async def put_figures(
     await by_key.put(connection, tables.figures, {**key, "metrics": dict(metrics)})
 
 
-async def figures_of(
-    connection: Connection, federation: str, number: int = 0
-) -> dict[tuple[int, str], dict[str, float]]:
-    """Figures by round and agent, of one round or (0) of all; reported ones win over those that came with an upload."""
+async def figures_of(connection: Connection, federation: str, number: int) -> dict[str, dict[str, float]]:
+    """Figures of a round by agent; reported ones win over those that came with an upload."""
     table = tables.figures
-    match = table.c.federation == federation
-    if number:
-        match &= table.c.round == number
-    merged: dict[tuple[int, str], dict[str, float]] = {}
+    match = (table.c.federation == federation) & (table.c.round == number)
+    merged: dict[str, dict[str, float]] = {}
     # "upload" sorts after "report", so descending order lets reports overwrite.
     for row in (await connection.execute(sa.select(table).where(match).order_by(table.c.source.desc()))).mappings():
-        merged.setdefault((row["round"], row["agent"]), {}).update(row["metrics"])
+        merged.setdefault(row["agent"], {}).update(row["metrics"])
     return merged

@@ -77,11 +77,6 @@ async def of_round(connection: Connection, federation: str, number: int) -> list
     return await _select(connection, (_table.c.federation == federation) & (_table.c.round == number))
 
 
-async def of_rounds(connection: Connection, federation: str) -> list[StoredPayload]:
-    """All payloads of all rounds."""
-    return await _select(connection, (_table.c.federation == federation) & (_table.c.round > 0))
-
-
 async def of_plan(connection: Connection, federation: str, version: int) -> list[StoredPayload]:
     """All payloads of the negotiation of a plan version."""
     of_version = (_table.c.federation == federation) & (_table.c.round == 0) & (_table.c.plan_version == version)

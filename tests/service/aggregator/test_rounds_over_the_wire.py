@@ -78,6 +78,10 @@ async def test_what_operators_and_the_dashboard_see(aggregator, negotiating, age
         one = (await http.get("/api/v1/federations/ward")).json()
         known = (await http.get("/api/v1/federations/ward/agents")).json()["agents"]
         rounds = (await http.get("/api/v1/federations/ward/rounds")).json()["rounds"]
+        second = (await http.get("/api/v1/federations/ward/rounds", params={"after": 1})).json()["rounds"]
+        only = (await http.get("/api/v1/federations/ward/rounds", params={"limit": 1})).json()["rounds"]
+        beyond = (await http.get("/api/v1/federations/ward/rounds", params={"after": 2})).json()["rounds"]
+        wrong = await http.get("/api/v1/federations/ward/rounds", params={"after": -1})
         unknown = await http.get("/api/v1/federations/elsewhere")
         ready = await http.get("/readyz")
         metrics = (await http.get("/metrics")).text
@@ -96,6 +100,9 @@ async def test_what_operators_and_the_dashboard_see(aggregator, negotiating, age
     assert first["average_bytes"] > 0
     assert first["cipher_bytes"] > 0
     assert first["phase_seconds"].keys() >= {"train", "basis", "cipher"}
+    assert [found["number"] for found in rounds] == [1, 2]
+    assert (second, only, beyond) == (rounds[1:], rounds[:1], [])
+    assert wrong.status_code == 422
     assert unknown.status_code == 404
     assert unknown.json()["code"] == "unknown_federation"
     assert ready.status_code == 200
