@@ -45,8 +45,7 @@ class Turn:
         """The next piece, asked for once it is this stream's turn unless its sender is slow; None at the end."""
         if not self._slow:
             await self.take()
-        began = self._loop.time()
-        self._patience.begin()
+        began = self._patience.begin()
         try:
             piece = await pieces.__anext__()
         except StopAsyncIteration:

@@ -22,7 +22,7 @@ from services.aggregator.store import StoredFederation
 from services.aggregator.turns import STREAMS, Turn
 from services.common.blobs import Blob, BlobStore
 from services.common.identity import Identity
-from services.common.threads import ended, start_in_thread
+from services.common.threads import ended, in_thread, start_in_thread
 from services.common.transfer import Piece
 from shelora.errors import (
     Conflict,
@@ -254,8 +254,8 @@ class Uploads:
     async def _still_wanted(self, name: PayloadName, ticket: UploadTicket, seen: _Seen) -> bool:
         """Whether more bytes make sense; not when another stream with the same payload was faster."""
         self._hub.require_open()
-        present = await self._ledger.glance(name.federation)
-        if present is not seen.state:
+        present = self._ledger.latest(name.federation)
+        if present is None or present is not seen.state:
             if await self._welcome(name, ticket) is None:
                 return False
             seen.state = present
@@ -292,24 +292,26 @@ class Uploads:
                 if not await self._accept(name, ticket, expected, blob):
                     return UploadReceipt(blob.size_bytes, duplicate=True)
             except _REFUSALS:
-                self._blobs.delete(blob.key)
+                await in_thread(self._blobs.delete, blob.key)
                 raise
             _log.info("upload accepted", federation=name.federation, agent=name.agent, kind=name.kind.value)
             return UploadReceipt(blob.size_bytes, duplicate=False)
 
     async def _check(self, incoming: _Incoming, staged: Staged) -> None:
-        """Refuse bytes that are not what was announced and planned; the disk takes them meanwhile."""
-        staging = staged.staging
+        """Refuse bytes that are not what was announced and planned; while they are read, the disk takes them."""
+        staging, good_bytes, syncing = staged.staging, staged.arriving.good_bytes, None
         await staging.verify(incoming.ticket.size_bytes, incoming.ticket.digest)
-        syncing = start_in_thread(staging.sync)
+        if good_bytes < incoming.ticket.size_bytes:
+            syncing = start_in_thread(staging.sync)
         try:
-            await self._checks.check(staging.path, incoming.expected, staged.arriving.good_bytes)
+            await self._checks.check(staging.path, incoming.expected, good_bytes)
         except _REFUSALS:
             staging.discard()
             self._staged.pop(incoming.name, None)
             raise
         finally:
-            await ended(syncing)
+            if syncing is not None:
+                await ended(syncing)
 
     async def _accept(self, name: PayloadName, ticket: UploadTicket, expected: ExpectedPayload, blob: Blob) -> bool:
         """Record the payload; False when it was recorded before, by a try whose outcome nobody learned."""

@@ -199,7 +199,10 @@ class Connection:
 
     async def upload(self, upload: Upload, report: Report) -> int:
         """Send a payload to the end, resuming where it stopped; returns its bytes."""
-        payload = await asyncio.to_thread(payload_header, upload.path, upload.digest)
+        if upload.digest:
+            payload = payload_header(upload.path, upload.digest)
+        else:
+            payload = await asyncio.to_thread(payload_header, upload.path)
         header = upload_to_proto(self._federation, upload, payload)
 
         async def attempt() -> None:

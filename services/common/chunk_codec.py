@@ -8,7 +8,9 @@ alike: a header first, then chunks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -26,8 +28,11 @@ _CHUNK: Final = 0x12
 _OFFSET: Final = 0x08
 _CRC32: Final = 0x1D
 _CRC32_BYTES: Final = 5
-_NUMBER_BYTES: Final = 10
-_LENGTH_BYTES: Final = 5
+_POSITION_BITS: Final = 64
+_HEAD: Final = re.compile(
+    rb"\x12([\x80-\xff]{0,4}[\x00-\x7f])(?:\x08([\x80-\xff]{0,9}[\x00-\x7f]))?\x12([\x80-\xff]{0,4}[\x00-\x7f])"
+)
+"""Everything before the data: length of the chunk, its offset, length of the data, each a varint after its tag."""
 
 
 Part: TypeAlias = "aggregator_pb2.UploadHeader | aggregator_pb2.DownloadHeader | Piece | None"
@@ -82,25 +87,30 @@ def _part(message: aggregator_pb2.UploadRequest | aggregator_pb2.DownloadRespons
 
 def _chunk_in_place(message: bytes) -> Piece | None:
     """The chunk if the message is laid out as serializers do it: offset (unless 0), data, CRC-32, nothing else."""
-    size = len(message)
-    try:
-        if message[0] != _CHUNK:
-            return None
-        length, at = _varint(message, 1, _LENGTH_BYTES)
-        if length != size - at:
-            return None
-        offset = 0
-        if message[at] == _OFFSET:
-            offset, at = _varint(message, at + 1, _NUMBER_BYTES)
-        if message[at] != _CHUNK:
-            return None
-        length, at = _varint(message, at + 1, _LENGTH_BYTES)
-        end = at + length
-        if end + _CRC32_BYTES != size or message[end] != _CRC32:
-            return None
-    except (IndexError, ValueError):
+    head = _HEAD.match(message)
+    if head is None:
         return None
-    return Piece(offset, memoryview(message)[at:end], int.from_bytes(message[end + 1 :], "little"))
+    chunk_bytes, offset, data_bytes = head.groups()
+    start, size = head.end(), len(message)
+    end = start + _number(data_bytes)
+    position = 0 if offset is None else _number(offset)
+    if (
+        head.end(1) + _number(chunk_bytes) != size
+        or end + _CRC32_BYTES != size
+        or message[end] != _CRC32
+        or position >> _POSITION_BITS
+    ):
+        return None
+    return Piece(position, memoryview(message)[start:end], int.from_bytes(message[end + 1 :], "little"))
+
+
+@lru_cache(maxsize=4096)
+def _number(varint: bytes) -> int:
+    """What a varint stands for; the same lengths and positions come again and again."""
+    value = 0
+    for byte in reversed(varint):
+        value = value << 7 | byte & 0x7F
+    return value
 
 
 def _to_varint(value: int) -> bytes:
@@ -109,19 +119,3 @@ def _to_varint(value: int) -> bytes:
         groups.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes((*groups, value))
-
-
-def _varint(message: bytes, at: int, longest: int) -> tuple[int, int]:
-    """The number that begins there and where the next field begins.
-
-    Raises:
-        IndexError: the message ends within the number.
-        ValueError: the number has too many bytes or bits.
-    """
-    value = 0
-    for index in range(longest):
-        byte = message[at + index]
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80 and value < 1 << 64:
-            return value, at + index + 1
-    raise ValueError("an unusual number")

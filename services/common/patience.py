@@ -23,11 +23,12 @@ class Patience:
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """A wait begins."""
-        self._since = self._loop.time()
+    def begin(self) -> float:
+        """A wait begins; answers the event loop's time."""
+        self._since = now = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_at(self._since + self._longest_s, self._look)
+            self._timer = self._loop.call_at(now + self._longest_s, self._look)
+        return now
 
     def end(self) -> None:
         """The wait is over."""

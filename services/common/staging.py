@@ -66,12 +66,16 @@ class StagingArea:
         sealing.add(data)
         self._sealings[file] = sealing
 
+    def seen(self, file: Path) -> bool:
+        """Whether all bytes of the file went by this process, so that their digest is known without reading them."""
+        sealing = self._sealings.get(file)
+        return sealing is not None and sealing.size_bytes == _size_of(file)
+
     def measured(self, file: Path) -> Sealing:
         """Digest of the whole file, read once at most, and not at all when its bytes went by this process."""
-        sealing = self._sealings.get(file)
-        if sealing is None or sealing.size_bytes != file.stat().st_size:
-            sealing = self._sealings[file] = measure(file, self._key)
-        return sealing
+        if not self.seen(file):
+            self._sealings[file] = measure(file, self._key)
+        return self._sealings[file]
 
 
 class DirectoryStaging:
@@ -91,10 +95,7 @@ class DirectoryStaging:
     @property
     def size_bytes(self) -> int:
         """Bytes staged so far."""
-        try:
-            return self._file.stat().st_size
-        except FileNotFoundError:
-            return 0
+        return _size_of(self._file)
 
     def append(self, offset: int, data: Buffer) -> None:
         """Add bytes at the end; they survive the death of the process (not of the machine) as soon as this returns.
@@ -138,6 +139,9 @@ class DirectoryStaging:
             ChecksumMismatch: another digest; the staging is discarded.
             StorageFull: the disk takes no more.
         """
+        if self._area.seen(self._file):
+            self._verified(expected_size, expected_digest)
+            return
         with full_disk_refused("upload"):
             await in_thread(self._verified, expected_size, expected_digest)
 
@@ -169,7 +173,8 @@ class DirectoryStaging:
         return blob
 
     def _verified(self, expected_size: int, expected_digest: bytes) -> Sealing:
-        self._file.touch(mode=0o600)
+        if not self._area.seen(self._file):
+            self._file.touch(mode=0o600)
         measured = self._area.measured(self._file)
         if measured.size_bytes != expected_size:
             self.discard()
@@ -205,3 +210,11 @@ class DirectoryStaging:
     def discard(self) -> None:
         """Forget the staged bytes; none is fine."""
         self._area.drop(self._file)
+
+
+def _size_of(file: Path) -> int:
+    """Length of a file, 0 when there is none."""
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zlib_ng import zlib_ng
 
@@ -29,8 +28,7 @@ MAX_PAYLOAD_BYTES: Final = 1 << 40
 """Longest payload that can be announced."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Some bytes of a streamed payload, their position in it, and the CRC-32 they came or go with.
 
     The checksum of a received piece is not checked yet: that takes as long as writing the bytes and is done in the same

@@ -307,6 +307,18 @@ async def test_a_file_is_checked_from_where_its_bytes_were_not_looked_at(tmp_pat
         await checks.check(path, CIPHER, arriving.good_bytes)
 
 
+async def test_a_ciphertext_that_was_looked_at_whole_is_not_read_again(tmp_path, pool):
+    checks, path = UploadChecks(pool), tmp_path / "cipher"
+    size = CIPHER.blocks * PARAMETERS.block_bytes
+    path.write_bytes(b"\xff" * size)  # whoever reads it refuses it
+    assert await checks.check(path, CIPHER, size) == size
+    with pytest.raises(ResidueOutOfRange):
+        await checks.check(path, CIPHER, size - 8)
+    path.write_bytes(bytes(size - 8))
+    with pytest.raises(SizeMismatch):
+        await checks.check(path, CIPHER, size)
+
+
 async def test_factors_are_read_whole_in_the_end(pool):
     arriving = UploadChecks(pool).arriving(FACTORS)
     arriving.add(0, saved())
