@@ -8,6 +8,7 @@ from typing import Final
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _RESET_PEAK: Final = "5"
+_BLOCK_BYTES: Final = 1 << 20
 
 
 def cpu_s(pid: int) -> float:
@@ -32,3 +33,23 @@ def memory_bytes(pid: int, name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"expected a figure of process {pid}, got no {name}")
+
+
+def touch_memory(scratch: Path, size_bytes: int) -> None:
+    """Have that much of the page cache at hand: written to a file that is removed before the disk takes it.
+
+    A virtual machine may have given free memory back to its host. The first write to each page then waits for the host,
+    five times as long as for the copy itself where this was measured, and about two seconds after a page was last used
+    it can be gone again: no cost of the program that happens to write first.
+
+    Args:
+        scratch: the file; must not exist.
+        size_bytes: how much.
+    """
+    block = bytes(_BLOCK_BYTES)
+    try:
+        with scratch.open("xb", buffering=0) as file:
+            for start in range(0, size_bytes, _BLOCK_BYTES):
+                file.write(block[: size_bytes - start])
+    finally:
+        scratch.unlink(missing_ok=True)

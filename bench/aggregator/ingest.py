@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.aggregator.agents import SyntheticAgent, Workload, begin, connected, silent
 from bench.aggregator.stage import Server, Stage
-from bench.processes import cpu_s
+from bench.processes import cpu_s, touch_memory
 from bench.records import Record
 from services.client_agent.codec import upload_to_proto
 from services.client_agent.connection import Connection
@@ -47,12 +47,17 @@ async def uploads(folder: Path, workload: Workload, at_once: int, rounds: int) -
             ciphers = [await agent.cipher(number, folder) for agent in agents]
             for first in range(0, len(agents), at_once):
                 pairs = list(zip(connections, others, ciphers, strict=True))[first : first + at_once]
+                size_bytes = workload.cipher_bytes * len(pairs)
+                scratch = folder / "scratch"
+                touch_memory(scratch, size_bytes)
                 stream_s = await _stream(stage, bare, [cipher for _, _, cipher in pairs])
+                touch_memory(scratch, size_bytes)
                 bare_s, bare_cpu_s = await _timed(bare, [(other, cipher) for _, other, cipher in pairs])
+                touch_memory(scratch, size_bytes)
                 product_s, product_cpu_s = await _timed(aggregator, [(one, cipher) for one, _, cipher in pairs])
                 yield {
                     "at_once": at_once,
-                    "bytes": workload.cipher_bytes * len(pairs),
+                    "bytes": size_bytes,
                     "round": number,
                     "product_s": product_s,
                     "bare_s": bare_s,
