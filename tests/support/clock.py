@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 from collections.abc import Callable, Generator
@@ -72,7 +73,9 @@ class FakeClock:
             alarm.cancel()
 
     def alarm(self, seconds: float, ring: Callable[[], object]) -> Alarm:
-        entry = _Entry(self, self._elapsed_ms + max(0.0, seconds) * 1000.0, next(self._order), ring)
+        if seconds <= 0:
+            return asyncio.get_running_loop().call_soon(ring)
+        entry = _Entry(self, self._elapsed_ms + seconds * 1000.0, next(self._order), ring)
         heapq.heappush(self._sleepers, entry)
         return entry
 

@@ -54,6 +54,7 @@ def test_digest_tells_every_difference() -> None:
     variants = [PLAN, *(dataclasses.replace(PLAN, **change) for change in CHANGES)]
     assert len({plan.digest() for plan in variants}) == len(variants)
     assert dataclasses.replace(PLAN).digest() == PLAN.digest()
+    assert len({*variants, dataclasses.replace(PLAN)}) == len(variants)
     assert {key for change in CHANGES for key in change} == {field.name for field in dataclasses.fields(Plan)}
 
 

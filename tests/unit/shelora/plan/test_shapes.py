@@ -72,6 +72,7 @@ def test_digest_tells_every_difference() -> None:
     ]
     assert len({variant.digest() for variant in variants}) == len(variants)
     assert variants[0].digest() == ModelShapes((QUERY, VALUE), (HEAD,)).digest()
+    assert len({*variants, ModelShapes((QUERY, VALUE), (HEAD,))}) == len(variants)
 
 
 def test_digest_is_frozen() -> None:
