@@ -141,14 +141,24 @@ def sum_stretch(summands: Sequence[Summand], start: int, size: int, modulus: int
     Raises:
         StoredBytesCorrupt: a summand's file ends early.
     """
-    total = memoryview(bytearray(size))
+    total = (np.empty if summands else np.zeros)(size, dtype=np.uint8).data
     buffer = memoryview(bytearray(min(size, PIECE_BYTES)))
     pieces = [total[first : first + PIECE_BYTES] for first in range(0, size, PIECE_BYTES)]
     for batch in range(0, len(summands), OPEN_FILES):
         with _opened(summands[batch : batch + OPEN_FILES]) as opened:
             for index, piece in enumerate(pieces):
-                _add_piece(piece, start + index * PIECE_BYTES, opened, buffer, modulus)
+                position, rest = start + index * PIECE_BYTES, opened
+                if not batch:
+                    _begin_piece(piece, position, *opened[0])
+                    rest = opened[1:]
+                _add_piece(piece, position, rest, buffer, modulus)
     return total
+
+
+def _begin_piece(piece: memoryview, start: int, summand: Summand, descriptor: int) -> None:
+    """The first summand, read to where the sum will be; zeros after its end."""
+    part = summand.read(descriptor, start, piece)
+    piece[len(part) :] = bytes(len(piece) - len(part))
 
 
 def _add_piece(
