@@ -119,6 +119,7 @@ SMOOTH = [("everybody", 0), ("work", 0)] * 6
 @settings(max_examples=settings().max_examples // 2)
 @given(operations, st.sampled_from(Negotiation), st.integers(0, 5), st.integers(0, 2))
 @example(SMOOTH, Negotiation.OPE, 5, 1)
+@example([("lose", 2), ("cut", 2)], Negotiation.ENCRYPTED, 3, 0)
 def test_whatever_happens_nothing_is_lost_and_nothing_counts_twice(taken, negotiation, registered, renegotiate_every):
     none = negotiation is Negotiation.NONE
     # Without negotiation partial budgets are refused, so such a federation runs with the two agents that encrypt all.

@@ -185,6 +185,8 @@ class World:
         if payload is None or len(payload.data) < PIECES:
             return
         before = (await self.service.get_upload(device.identity, payload.ticket)).staged_bytes
+        if before == len(payload.data):
+            return  # Everything had come when the connection was lost before; one more call is all that is missing.
         half = max(before, len(payload.data) // 2)
         with_error = _pieces(payload.data[:half], before)
         try:
