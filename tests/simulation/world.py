@@ -188,9 +188,8 @@ class World:
         if before == len(payload.data):
             return  # Everything had come when the connection was lost before; one more call is all that is missing.
         half = max(before, len(payload.data) // 2)
-        with_error = _pieces(payload.data[:half], before)
         try:
-            await self.service.upload(device.identity, payload.ticket, with_error)
+            await self.service.upload(device.identity, payload.ticket, _pieces(payload.data[:half], before))
         except MalformedInput:
             staged = (await self.service.get_upload(device.identity, payload.ticket)).staged_bytes
             assert staged == half
