@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,16 @@ class Cluster:
     def kill(self, service: str) -> None:
         """SIGKILL everything in a container but its init, as the kernel does when memory runs out."""
         docker("exec", self.container(service), "python", "-c", _KILL_ALL)
+
+    @contextlib.contextmanager
+    def paused(self, service: str) -> Iterator[None]:
+        """Freeze a container inside the block, so that what waits for it goes on waiting."""
+        container = self.container(service)
+        docker("pause", container)
+        try:
+            yield
+        finally:
+            docker("unpause", container)
 
 
 _KILL_ALL = """
