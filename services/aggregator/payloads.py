@@ -119,8 +119,9 @@ class UploadChecks:
 
     def _found_right(self, path: Path, expected: ExpectedPayload, good_bytes: int) -> bool:
         """Whether all of a ciphertext was looked at while it came; a thread would only cost time."""
-        whole = self.size_limit_bytes(expected)
-        return expected.kind in _CIPHERTEXTS and good_bytes == whole == path.stat().st_size
+        if expected.kind not in _CIPHERTEXTS:
+            return False
+        return good_bytes == self.size_limit_bytes(expected) == path.stat().st_size
 
 
 def check_payload(path: Path, expected: ExpectedPayload, good_bytes: int = 0) -> int:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import exc, text
 
-from services.common.database import Connection, Database, migrate
+from services.common.database import _BUSY_TIMEOUT_MS, Connection, Database, migrate
 from shelora.errors import InvalidConfiguration, StorageFull, Unavailable, WrongPhase
 from support.clock import FakeClock
 
@@ -346,6 +347,27 @@ async def test_a_locked_database_is_tried_again(tmp_path: Path, file_url: str, m
     assert 0.005 <= clock.waits_s[0] <= 0.01 <= clock.waits_s[1] <= 0.02
     assert registry.get_sample_value("shelora_transaction_retries_total", {"name": "answer"}) == 2
     assert registry.get_sample_value("shelora_transaction_seconds_count", {"name": "answer"}) == 1
+
+
+async def test_a_lock_of_another_process_is_waited_for_beside_the_event_loop(tmp_path: Path, file_url: str) -> None:
+    async def body(connection: Connection) -> int:
+        return int((await connection.execute(text("SELECT 41 + 1"))).scalar_one())
+
+    registry = prometheus_client.CollectorRegistry()
+    database = Database(file_url, registry=registry)
+    assert await database.run_tx("answer", body) == 42  # from now on transactions begin on the event loop
+    with Holder(tmp_path / "test.db") as holder:
+        waiting = asyncio.create_task(database.run_tx("answer", body))
+        began_s = time.monotonic()
+        await asyncio.sleep(0.1)
+        assert time.monotonic() - began_s < _BUSY_TIMEOUT_MS / 2000
+        assert not waiting.done()
+        holder.release.set()
+        assert await waiting == 42
+    await database.close()
+    assert await database.run_tx("answer", body) == 42  # the file is opened again
+    await database.close()
+    assert not registry.get_sample_value("shelora_transaction_retries_total", {"name": "answer"})
 
 
 async def test_endless_contention_is_unavailable(
