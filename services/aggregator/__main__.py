@@ -18,6 +18,7 @@ from services.common.config import load_config
 from services.common.grpc_errors import translate
 from services.common.lifecycle import run_until_signalled
 from services.common.logs import configure_logs
+from services.common.threads import keep_algebra_on_callers_thread
 from shelora.errors import InvalidConfiguration, Unavailable
 
 EXIT_REFUSED: Final = 1
@@ -48,6 +49,7 @@ def serve(
     async def main(loaded: AggregatorConfig, stop: asyncio.Event) -> None:
         await host.serve(loaded, SystemClock(), stop, ready_file)
 
+    keep_algebra_on_callers_thread()
     _run(config, main)
 
 

@@ -1,27 +1,35 @@
 """The aggregator's computations on this machine: basis and projections, plain averages, residue sums, vote rankings.
 
-Every step handles one module (or one range of blocks) from files to files, so memory is bounded by the largest module
-and not by the model, the cohort or the payloads; a step ends quickly, so that a shutdown never waits long. Inputs stay
-as they are and a result appears whole or not at all: doing a computation again after a crash counts nothing twice.
+Every step handles one module (or one range of blocks) from files to files, and as many steps run at once as there are
+threads, so memory is bounded by the largest modules and not by the model, the cohort or the payloads; a step ends
+quickly, so that a shutdown never waits long. Inputs stay as they are and a result appears whole or not at all: doing a
+computation again after a crash counts nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.aggregator.domain import BasisResult, CohortMember
-from services.aggregator.payloads import factors_specs, votes_specs
+from services.aggregator.payload_tensors import (
+    average_specs,
+    basis_specs,
+    factors_specs,
+    projection_specs,
+    range_specs,
+    rows_specs,
+    votes_specs,
+)
 from services.aggregator.residue_sums import STRETCH_BYTES, Summand, check_lengths, sum_stretch
 from services.aggregator.tensors import (
-    FLOAT32,
     INT64,
     TensorSpec,
     locate,
@@ -30,11 +38,11 @@ from services.aggregator.tensors import (
     write_header,
     write_tensor,
 )
-from services.common.blobs import Blob, BlobStore, BlobWriter
+from services.common.blobs import Blob, BlobStore
 from services.common.threads import WorkerPool, spread
 from shelora.errors import InternalFault, MalformedInput, StoredBytesCorrupt, UnknownBlob
 from shelora.he.parameters import CkksParameters
-from shelora.lora import BasisSketch, basis, basis_rows, plain_part, project
+from shelora.lora import BasisSketch, basis, plain_part, project
 from shelora.plan.packing import Packing, agree_ranges
 from shelora.plan.plan import Plan
 
@@ -100,24 +108,25 @@ class LocalCompute:
             UnknownBlob, StoredBytesCorrupt: a member's factors are missing or damaged.
         """
         factors = [await self._factors(plan, member) for member in members]
-        specs = _basis_specs(plan, [member.rank for member in members])
+        specs = basis_specs(plan, [member.rank for member in members])
+        weights = [member.weight for member in members]
         with self._blobs.writer(f"{prefix}/basis.safetensors") as writer:
             write_header(writer.file, specs)
-            for index, spec in enumerate(specs):
-                await self._pool.run(self._write_basis, writer.file, plan, index, spec, members, factors)
+            bases = (functools.partial(self._basis, plan, index, weights, factors) for index in range(len(specs)))
+            await self._in_order(bases, functools.partial(_write_next, writer.file, iter(specs)))
             stored = await self._pool.run(writer.commit)
         source = await self._pool.run(TensorSource.of, self._blobs.path(stored.key), specs)
-        weights = [member.weight for member in members]
-        ranges = [
-            await self._pool.run(_agree_ranges, source, index, factors, weights)
+        ranges = await self._spread(
+            functools.partial(_agree_ranges, source, index, factors, weights)
             for index in (range(len(specs)) if plan.packing is Packing.DENSE else ())
-        ]
-        projections = {}
-        for member, member_factors in zip(members, factors, strict=True):
-            key = f"{prefix}/projection-{member.agent}.safetensors"
-            projections[member.agent] = await self._pool.run(
-                self._project, key, plan, source, member_factors, member.rank, ranges
+        )
+        blobs = await self._spread(
+            functools.partial(
+                self._project, f"{prefix}/projection-{member.agent}.safetensors", plan, source, own, member.rank, ranges
             )
+            for member, own in zip(members, factors, strict=True)
+        )
+        projections = {member.agent: blob for member, blob in zip(members, blobs, strict=True)}
         return BasisResult(stored, projections)
 
     async def fold_residues(
@@ -134,15 +143,12 @@ class LocalCompute:
         summands = await self._spread(functools.partial(self._summand, blob) for blob in present)
         size = blocks * parameters.block_bytes
         with self._blobs.writer(key, size) as writer:
-            results = _InOrder(self._pool, writer)
-
-            async def stretch(start: int) -> None:
-                length = min(STRETCH_BYTES, size - start)
-                total = await self._pool.run(sum_stretch, summands, start, length, parameters.modulus)
-                await results.append(start, total)
-
-            starts = range(0, size, STRETCH_BYTES)
-            await spread((functools.partial(stretch, start) for start in starts), self._pool.threads)
+            stretches = (
+                functools.partial(sum_stretch, summands, start, min(STRETCH_BYTES, size - start), parameters.modulus)
+                for start in range(0, size, STRETCH_BYTES)
+            )
+            # Hashing overlaps with adding.
+            await self._in_order(stretches, writer.extend)
             for summand in summands:
                 summand.finish()
             return await self._pool.run(writer.commit)
@@ -157,17 +163,20 @@ class LocalCompute:
         factors = [await self._factors(plan, member) for member in members]
         basis_path = self._blobs.path(basis.key)
         rows = await self._pool.run(_stored_rows, basis_path, plan)
-        basis_source = TensorSource.of(basis_path, _rows_specs(plan, rows))
+        basis_source = TensorSource.of(basis_path, rows_specs(plan, rows))
         projections = [await self._projection(plan, member, rows) for member in members]
-        specs = _average_specs(plan, rows, [member.columns for member in members])
-        ranges = _range_specs(plan, rows)
+        specs = average_specs(plan, rows, [member.columns for member in members])
+        ranges = range_specs(plan, rows)
+        weights = [member.weight for member in members]
         with self._blobs.writer(key) as writer:
             write_header(writer.file, [*specs, *ranges])
-            for index in range(len(rows)):
-                pair = specs[2 * index : 2 * index + 2]
-                await self._pool.run(
-                    _write_average, writer.file, pair, index, basis_source, members, factors, projections
+            averages = (
+                functools.partial(
+                    _average, index, specs[2 * index + 1].shape, basis_source, weights, factors, projections
                 )
+                for index in range(len(rows))
+            )
+            await self._in_order(averages, functools.partial(_write_next, writer.file, iter(specs)))
             for index, spec in enumerate(ranges):
                 # All members were answered the same ranges.
                 write_tensor(writer.file, spec, projections[0].read(len(rows) + index))
@@ -181,10 +190,10 @@ class LocalCompute:
         """
         specs = votes_specs(plan, columns)
         sources = [await self._source(blob, specs) for blob in votes]
-        rankings = [
-            await self._pool.run(_rank_module, index, module.in_features, columns[index], sources)
+        rankings = await self._spread(
+            functools.partial(_rank_module, index, module.in_features, columns[index], sources)
             for index, module in enumerate(plan.shapes.modules)
-        ]
+        )
         with self._blobs.writer(key) as writer:
             results = [
                 TensorSpec(f"{index}.token", INT64, ranking.shape, module.name)
@@ -195,9 +204,15 @@ class LocalCompute:
                 write_tensor(writer.file, spec, ranking)
             return await self._pool.run(writer.commit)
 
-    async def _spread(self, calls: Iterable[Callable[[], Result]]) -> list[Result]:
-        """Run independent calls on all threads of the pool."""
-        return await spread((functools.partial(self._pool.run, call) for call in calls), self._pool.threads)
+    async def _spread(self, steps: Iterable[Callable[[], Result]]) -> list[Result]:
+        """Run independent steps on all threads of the pool."""
+        return await spread((functools.partial(self._pool.run, step) for step in steps), self._pool.threads)
+
+    async def _in_order(self, steps: Iterable[Callable[[], Result]], write: Callable[[Result], None]) -> None:
+        """Run independent steps on all threads of the pool and write each result after the one before it."""
+        results = _InOrder(self._pool, write)
+        # One more than threads: while it waits for the disk, the others compute.
+        await spread((functools.partial(results.add, *step) for step in enumerate(steps)), self._pool.threads + 1)
 
     def _summand(self, blob: Blob) -> Summand:
         return Summand(blob, _existing(self._blobs, blob), self._blobs.seal(blob))
@@ -214,31 +229,27 @@ class LocalCompute:
     async def _projection(self, plan: Plan, member: CohortMember, rows: Sequence[int]) -> TensorSource:
         if member.projection is None:
             raise UnknownBlob(f"projection of {member.agent}: expected stored bytes, got none")
-        specs = [*_projection_specs(plan, member.rank, rows), *_range_specs(plan, rows)]
+        specs = [*projection_specs(plan, member.rank, rows), *range_specs(plan, rows)]
         return await self._source(member.projection, specs)
 
-    def _write_basis(
-        self,
-        file: BinaryIO,
-        plan: Plan,
-        index: int,
-        spec: TensorSpec,
-        members: Sequence[CohortMember],
-        factors: Sequence[TensorSource],
-    ) -> None:
-        rows = plan.shapes.modules[index].out_features
-        batch = rows * sum(member.rank for member in members) <= self._batch_values
-        weights = [member.weight for member in members]
+    def _basis(
+        self, plan: Plan, index: int, weights: Sequence[float], factors: Sequence[TensorSource]
+    ) -> tuple[NDArray[Any], ...]:
+        """Directions of one module."""
+        module = plan.shapes.modules[index]
+        columns = sum(source.specs[2 * index].shape[1] for source in factors)
+        batch = module.out_features * columns <= self._batch_values
         lefts = (source.read(2 * index) for source in factors)
         try:
-            directions = basis(list(lefts), weights, plan.cap) if batch else _sketched(rows, plan.cap, lefts, weights)
+            if batch:
+                return (basis(list(lefts), weights, plan.cap),)
+            return (_sketched(module.out_features, plan.cap, lefts, weights),)
         except np.linalg.LinAlgError as error:
             raise InternalFault(
-                f"basis of {spec.module}: expected the decomposition to converge, it did not",
+                f"basis of {module.name}: expected the decomposition to converge, it did not",
                 hint="look for unusual values in the agents' figures of this round",
-                context={"module": spec.module},
+                context={"module": module.name},
             ) from error
-        write_tensor(file, spec, directions)
 
     def _project(
         self,
@@ -251,36 +262,52 @@ class LocalCompute:
     ) -> Blob:
         """Write one member's projections, and the ranges that dense packing needs."""
         rows = [spec.shape[1] for spec in basis_source.specs]
-        specs, range_specs = _projection_specs(plan, rank, rows), _range_specs(plan, rows)
+        specs, of_ranges = projection_specs(plan, rank, rows), range_specs(plan, rows)
         with self._blobs.writer(key) as writer:
-            write_header(writer.file, [*specs, *range_specs])
+            write_header(writer.file, [*specs, *of_ranges])
             for index, spec in enumerate(specs):
                 write_tensor(writer.file, spec, _projection(basis_source, factors, index))
-            for spec, values in zip(range_specs, ranges, strict=True):
+            for spec, values in zip(of_ranges, ranges, strict=True):
                 write_tensor(writer.file, spec, values)
             return writer.commit()
 
 
-class _InOrder:
-    """Appends what concurrent steps make to a blob from front to back; hashing overlaps with the other steps.
+class _InOrder(Generic[Result]):
+    """Writes results of concurrent steps from front to back.
 
-    Every step waits for its turn, so there are never more results than steps at once.
+    A step ends when its result is written, so there are never more results than steps at once.
     """
 
-    def __init__(self, pool: WorkerPool, writer: BlobWriter) -> None:
+    def __init__(self, pool: WorkerPool, write: Callable[[Result], None]) -> None:
         self._pool = pool
-        self._writer = writer
-        self._ready: dict[int, memoryview] = {}
+        self._write = write
         self._next = 0
-        self._turn = asyncio.Lock()
+        self._failed = False
+        self._turn = asyncio.Condition()
 
-    async def append(self, start: int, data: memoryview) -> None:
-        """Append the bytes from `start` on, now or as soon as those before are there."""
-        self._ready[start] = data
+    async def add(self, index: int, step: Callable[[], Result]) -> None:
+        """Run a step and write its result as soon as those before are written; dropped if one of them failed."""
+        try:
+            await self._put(index, await self._pool.run(step))
+        except BaseException:
+            self._failed = True
+            async with self._turn:
+                self._turn.notify_all()
+            raise
+
+    async def _put(self, index: int, result: Result) -> None:
         async with self._turn:
-            while (part := self._ready.pop(self._next, None)) is not None:
-                await self._pool.run(self._writer.extend, part)
-                self._next += len(part)
+            await self._turn.wait_for(lambda: self._next == index or self._failed)
+            if not self._failed:
+                await self._pool.run(self._write, result)
+                self._next += 1
+                self._turn.notify_all()
+
+
+def _write_next(file: BinaryIO, specs: Iterator[TensorSpec], tensors: Iterable[NDArray[Any]]) -> None:
+    """Append tensors under the next names of a header."""
+    for values in tensors:
+        write_tensor(file, next(specs), values)
 
 
 def _projection(basis_source: TensorSource, factors: TensorSource, index: int) -> NDArray[np.float32]:
@@ -308,65 +335,26 @@ def _existing(blobs: BlobStore, blob: Blob) -> Path:
     return path
 
 
-def _basis_specs(plan: Plan, ranks: Sequence[int]) -> list[TensorSpec]:
-    return _rows_specs(plan, [basis_rows(module.out_features, ranks, plan.cap) for module in plan.shapes.modules])
-
-
-def _rows_specs(plan: Plan, rows: Sequence[int]) -> list[TensorSpec]:
-    return [
-        TensorSpec(f"{index}.basis", FLOAT32, (module.out_features, count), module.name)
-        for index, (module, count) in enumerate(zip(plan.shapes.modules, rows, strict=True))
-    ]
-
-
-def _projection_specs(plan: Plan, rank: int, rows: Sequence[int]) -> list[TensorSpec]:
-    return [
-        TensorSpec(f"{index}.projection", FLOAT32, (count, rank), module.name)
-        for index, (module, count) in enumerate(zip(plan.shapes.modules, rows, strict=True))
-    ]
-
-
-def _range_specs(plan: Plan, rows: Sequence[int]) -> list[TensorSpec]:
-    """Ranges of all modules with dense packing, else none; behind the other tensors of a file."""
-    return [
-        TensorSpec(f"{index}.range", FLOAT32, (count,), module.name)
-        for index, (module, count) in enumerate(zip(plan.shapes.modules, rows, strict=True))
-        if plan.packing is Packing.DENSE
-    ]
-
-
-def _average_specs(plan: Plan, rows: Sequence[int], columns: Sequence[Sequence[int]]) -> list[TensorSpec]:
-    """Basis and plain columns of every module; the plain columns begin at the smallest k of the members."""
-    specs: list[TensorSpec] = []
-    for index, (module, count) in enumerate(zip(plan.shapes.modules, rows, strict=True)):
-        first = min(member_columns[index] for member_columns in columns)
-        specs.append(TensorSpec(f"{index}.basis", FLOAT32, (module.out_features, count), module.name))
-        specs.append(TensorSpec(f"{index}.plain", FLOAT32, (count, module.in_features - first), module.name))
-    return specs
-
-
 def _stored_rows(path: Path, plan: Plan) -> list[int]:
     """Basis rows s per module as the basis file has them: the cohort it was made for may have been larger."""
     shapes = stored_shapes(path, len(plan.shapes.modules))
     return [shapes[f"{index}.basis"][-1] for index in range(len(plan.shapes.modules))]
 
 
-def _write_average(
-    file: BinaryIO,
-    pair: Sequence[TensorSpec],
+def _average(
     index: int,
+    shape: tuple[int, ...],
     basis_source: TensorSource,
-    members: Sequence[CohortMember],
+    weights: Sequence[float],
     factors: Sequence[TensorSource],
     projections: Sequence[TensorSource],
-) -> None:
-    basis_spec, plain_spec = pair
-    write_tensor(file, basis_spec, basis_source.read(index))
-    total = np.zeros(plain_spec.shape)
-    for member, left_right, projection in zip(members, factors, projections, strict=True):
+) -> tuple[NDArray[Any], ...]:
+    """Basis and sum of the plain columns of one module."""
+    total = np.zeros(shape)
+    for weight, left_right, projection in zip(weights, factors, projections, strict=True):
         right = left_right.read(2 * index + 1)
-        total += plain_part(projection.read(index), right, member.weight, plain_spec.shape[1])
-    write_tensor(file, plain_spec, total)
+        total += plain_part(projection.read(index), right, weight, shape[1])
+    return basis_source.read(index), total
 
 
 def _rank_module(index: int, width: int, limit: int, sources: Sequence[TensorSource]) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ Payloads are read in pieces, so memory does not grow with their size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.aggregator.domain import ExpectedPayload, PayloadKind
+from services.aggregator.payload_tensors import factors_specs, votes_specs
 from services.aggregator.ports import Arriving
 from services.aggregator.residue_sums import ArrivingResidues, check_ciphertext
 from services.aggregator.tensors import (
-    FLOAT32,
-    INT64,
     TensorSpec,
     file_limit_bytes,
     locate,
@@ -27,7 +25,6 @@ from services.aggregator.tensors import (
 from services.common.digests import Buffer
 from services.common.threads import WorkerPool
 from shelora.errors import MalformedPayload, NonFiniteValue, ShapeMismatch, ValueOutOfRange
-from shelora.plan.plan import Plan
 
 MAX_LEFT_VALUE: Final = 2.0**20
 """Largest entry of a left factor. Training that gets there has diverged, and ciphertexts could not carry it; the bound
@@ -50,31 +47,6 @@ class Unread:
 
     def add(self, _offset: int, _data: Buffer) -> None:
         """Look at nothing."""
-
-
-def factors_specs(plan: Plan, rank: int, columns: Sequence[int]) -> list[TensorSpec]:
-    """Tensors of a factors payload, left and right of every module in plan order.
-
-    Args:
-        plan: the plan in force.
-        rank: LoRA rank of the sender.
-        columns: its encrypted columns k per module.
-    """
-    specs: list[TensorSpec] = []
-    for index, (module, hidden) in enumerate(zip(plan.shapes.modules, columns, strict=True)):
-        left, right = (module.out_features, rank), (rank, module.in_features - hidden)
-        specs.append(TensorSpec(f"{index}.left", FLOAT32, left, module.name, rank_axis=1))
-        specs.append(TensorSpec(f"{index}.right", FLOAT32, right, module.name, rank_axis=0))
-    return specs
-
-
-def votes_specs(plan: Plan, columns: Sequence[int]) -> list[TensorSpec]:
-    """Tensors of a votes payload, token and score of every module in plan order; `columns` votes per module."""
-    specs: list[TensorSpec] = []
-    for index, (module, count) in enumerate(zip(plan.shapes.modules, columns, strict=True)):
-        specs.append(TensorSpec(f"{index}.token", INT64, (count,), module.name))
-        specs.append(TensorSpec(f"{index}.score", INT64, (count,), module.name))
-    return specs
 
 
 class UploadChecks:

@@ -22,6 +22,7 @@ from services.common.channel import open_channel
 from services.common.config import load_config
 from services.common.lifecycle import announced, run_until_signalled
 from services.common.logs import configure_logs
+from services.common.threads import keep_algebra_on_callers_thread
 from shelora.errors import SheLoraError, Unavailable
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def run(
 ) -> None:
     """Take part in the federation until it is over. Exit codes: 0 finished, 1 refused, 3 unreachable."""
     configure_logs("agent", level=log_level)
+    keep_algebra_on_callers_thread()
 
     async def main(stop: asyncio.Event) -> None:
         loaded = load_config(AgentConfig, config, service="agent")

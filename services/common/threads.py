@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 import anyio
+from threadpoolctl import threadpool_limits
 
 from shelora.errors import QuotaExceeded
 
@@ -98,6 +99,15 @@ async def spread(calls: Iterable[Callable[[], Awaitable[Result]]], at_once: int)
     if failed:
         raise failed[0]
     return [results[index] for index in range(len(results))]
+
+
+def keep_algebra_on_callers_thread() -> None:
+    """Let numpy's linear algebra use no threads of its own, in this whole process from now on.
+
+    Its threads spin while they wait for each other: beside a busy process a decomposition of 1 second took 40. Several
+    steps in several threads use the cores as well and wait for nobody.
+    """
+    threadpool_limits(limits=1, user_api="blas")
 
 
 class WorkerPool:

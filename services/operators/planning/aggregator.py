@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,11 @@ from shelora.rounds import FOLD_TERMS
 BATCH_VALUES: Final = 1 << 20
 """Left factors of a module with more values than this are sketched one by one, not decomposed at once."""
 
+THREADS: Final = 2
+"""Modules or ranges of blocks that are computed at once."""
+
 BLOCKS_AT_ONCE: Final = 64
-"""Blocks of the sum that one of the two computing threads has in memory."""
+"""Blocks of the sum that a thread has in memory."""
 
 _PIECE_BYTES: Final = 4 << 20
 """A piece of a file that is digested."""
@@ -153,18 +156,18 @@ def _projection_s(
 
 
 def _ram_bytes(shapes: ModelShapes, layout: SlotLayout, ranks: Sequence[int], cap: int, published: Published) -> int:
-    """Peak over the steps; each holds one module, or one range of blocks."""
+    """Peak over the steps; a thread holds one module, or one range of blocks."""
     total, largest = sum(ranks), max(ranks)
-    basis = max((_basis_bytes(module.out_features, total, largest, cap) for module in shapes.modules), default=0)
+    basis = _at_once(_basis_bytes(module.out_features, total, largest, cap) for module in shapes.modules)
     return max(basis, _PIECE_BYTES + _other_bytes(shapes, layout, largest, published))
 
 
 def _ceiling_bytes(shapes: ModelShapes, layout: SlotLayout, largest: int, cap: int, published: Published) -> int:
     """The same for a cohort of any size: bases are at their cap, and as many factors as fit are decomposed at once."""
-    basis = 0
-    for module in shapes.modules:
-        batch = BATCH_VALUES // module.out_features
-        basis = max(basis, *(_basis_bytes(module.out_features, n, largest, cap) for n in (batch, batch + 1)))
+    batches = ((module.out_features, BATCH_VALUES // module.out_features) for module in shapes.modules)
+    basis = _at_once(
+        max(_basis_bytes(rows, columns, largest, cap) for columns in (batch, batch + 1)) for rows, batch in batches
+    )
     capped = SlotLayout(
         shapes.dense,
         shapes.modules,
@@ -184,12 +187,14 @@ def _basis_bytes(rows: int, total: int, largest: int, cap: int) -> int:
 
 def _other_bytes(shapes: ModelShapes, layout: SlotLayout, largest: int, published: Published) -> int:
     """Averages hold the sum of a module, one member's part of it and its right factor; sums two ranges of blocks."""
-    average = max(
-        (
-            DOUBLE_BYTES * module.in_features * (2 * s + 2 * largest)
-            for module, s in zip(shapes.modules, layout.basis_rows, strict=True)
-        ),
-        default=0,
+    average = _at_once(
+        DOUBLE_BYTES * module.in_features * (2 * s + 2 * largest)
+        for module, s in zip(shapes.modules, layout.basis_rows, strict=True)
     )
     block_bytes = published.cipher_bytes // published.blocks if published.blocks else 0
-    return max(average, 2 * min(published.blocks, BLOCKS_AT_ONCE) * block_bytes)
+    return max(average, THREADS * min(published.blocks, BLOCKS_AT_ONCE) * block_bytes)
+
+
+def _at_once(modules: Iterable[int]) -> int:
+    """Bytes of the largest modules, one a thread."""
+    return sum(sorted(modules, reverse=True)[:THREADS])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from dataclasses import replace
 
 import anyio
@@ -18,8 +21,8 @@ from services.common.seals import PIECE_BYTES
 from services.common.threads import WorkerPool
 from shelora.errors import InternalFault, SizeMismatch, StoredBytesCorrupt, UnknownBlob
 from shelora.he.residues import sum_residues
-from shelora.lora import plaintext_average
-from shelora.plan import ColumnVote, Negotiation, Packing, dense_error, rank_tokens
+from shelora.lora import basis, plaintext_average
+from shelora.plan import ColumnVote, ModelShapes, ModuleShape, Negotiation, Packing, dense_error, rank_tokens
 from support.updates import PARAMETERS, SHAPES, Contribution, make_plan, open_residues, orders, to_residues
 
 BUDGETS = [(40, 25), (10, 6), (20, 13)]
@@ -209,8 +212,59 @@ async def test_a_decomposition_that_fails_is_an_internal_fault(blobs, pool, monk
     members = await stored_members(blobs, plan, cohort_of(5))
     monkeypatch.setattr(compute_module, "basis", diverge)
 
-    with pytest.raises(InternalFault, match=r"basis of encoder\.query"):
+    with pytest.raises(InternalFault, match=r"basis of encoder\.(query|value)"):
         await compute.compute_basis(plan, members, "round-1")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_a_failing_module_ends_the_steps_of_the_others(blobs, pool, monkeypatch, failing):
+    """The module that fails is late, so that results before and behind it are ready or wait for it."""
+    plan, compute = make_plan(BUDGETS), LocalCompute(blobs, pool)
+    members = await stored_members(blobs, plan, cohort_of(5))
+    widths = [module.out_features for module in plan.shapes.modules]
+    assert len(set(widths)) == len(widths)
+
+    def late(lefts, *rest):
+        if len(lefts[0]) == widths[failing]:
+            time.sleep(0.05)
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return basis(lefts, *rest)
+
+    monkeypatch.setattr(compute_module, "basis", late)
+    with anyio.fail_after(20), pytest.raises(InternalFault, match="decomposition"):
+        await compute.compute_basis(plan, members, "round-1")
+    assert blobs.keys("round-1") == []
+
+
+async def test_modules_are_written_in_order_and_never_pile_up(blobs, pool, monkeypatch):
+    """The first of many modules is the slowest: no more than a result a thread and one more wait for it."""
+    shapes = ModelShapes(tuple(ModuleShape(f"m{index}", 8, 8) for index in range(12)), ())
+    plan = replace(make_plan(BUDGETS), shapes=shapes, levels=((0,),) * 12)
+    compute, ended = LocalCompute(blobs, pool), []
+    tensors = {f"{index}.left": np.full((8, 1), index + 1.0, np.float32) for index in range(12)}
+    tensors |= {f"{index}.right": np.full((1, 8), 0.1, np.float32) for index in range(12)}
+    stored = await blobs.write("factors", [safetensors.numpy.save(tensors)])
+    released = threading.Event()
+
+    def slow(lefts, *_rest):
+        index = int(lefts[0][0, 0]) - 1
+        if index == 0:
+            assert released.wait(20)
+        ended.append(index)
+        return np.full((8, 1), index / 16)
+
+    monkeypatch.setattr(compute_module, "basis", slow)
+    running = asyncio.ensure_future(
+        compute.compute_basis(plan, [CohortMember("a", 1, (0,) * 12, 1.0, 1, stored)], "round-1")
+    )
+    await asyncio.sleep(0.3)
+    waiting = len(ended)
+    released.set()
+    result = await running
+
+    assert waiting <= pool.threads
+    directions = load(blobs, result.basis)
+    assert [directions[f"{index}.basis"][0, 0] for index in range(12)] == [index / 16 for index in range(12)]
 
 
 async def test_stored_tensors_of_another_plan_are_reported_as_corrupt(blobs, pool):

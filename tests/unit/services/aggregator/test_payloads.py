@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from services.aggregator import residue_sums, tensors
 from services.aggregator.domain import ExpectedPayload, PayloadKind
-from services.aggregator.payloads import MAX_LEFT_VALUE, UploadChecks, check_payload, factors_specs
+from services.aggregator.payload_tensors import factors_specs
+from services.aggregator.payloads import MAX_LEFT_VALUE, UploadChecks, check_payload
 from shelora.errors import (
     MalformedInput,
     MalformedPayload,

@@ -6,9 +6,11 @@ import functools
 import threading
 
 import anyio
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from services.common.threads import WorkerPool, in_thread, spread
+from services.common.threads import WorkerPool, in_thread, keep_algebra_on_callers_thread, spread
 from shelora.errors import QuotaExceeded
 
 
@@ -153,3 +155,15 @@ async def test_spread_waits_for_what_has_begun_and_begins_nothing_after_a_failur
     with pytest.raises(ValueError, match="the first one"):
         await spread((functools.partial(one, number) for number in range(9)), 2)
     assert ended == [0]
+
+
+def algebra_threads() -> set[int]:
+    np.linalg.qr(np.eye(4))
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_linear_algebra_stays_on_its_caller_s_thread() -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert max(algebra_threads()) > 1
+        keep_algebra_on_callers_thread()
+        assert algebra_threads() == {1}
