@@ -22,9 +22,12 @@ RUN ./install.sh product services/aggregator services/operators
 
 FROM packages
 COPY --from=product /opt/product /opt/shelora
+# Linear algebra would start threads that nobody uses; the allocator's pools a thread keep what the transport gives back.
 ENV PATH=/opt/shelora/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    OPENBLAS_NUM_THREADS=1 \
+    MALLOC_ARENA_MAX=2
 USER 10001:10001
 WORKDIR /var/lib/shelora
 VOLUME /var/lib/shelora
