@@ -27,9 +27,6 @@ _HOST: Final = "127.0.0.1"
 _LIFETIME_S: Final = 7 * 24 * 3600
 _PATIENCE_S: Final = 60.0
 
-IMAGE_SETTINGS: Final = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-"""Environment of the aggregator's image that shows in what is measured; both servers get it."""
-
 
 @dataclass(frozen=True)
 class Server:
@@ -110,7 +107,7 @@ class Stage:
     @contextlib.asynccontextmanager
     async def _served(self, name: str, arguments: Sequence[str], folder: Path) -> AsyncIterator[Server]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SHELORA_")}
-        crew = Crew({**kept, **IMAGE_SETTINGS, "PYTHONUNBUFFERED": "1"}, self._logs, self.clock)
+        crew = Crew({**kept, "PYTHONUNBUFFERED": "1"}, self._logs, self.clock)
         ready = folder / "ready.json"
         try:
             worker = crew.start(name, [*arguments, "--ready-file", str(ready)])

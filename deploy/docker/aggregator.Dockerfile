@@ -22,12 +22,11 @@ RUN ./install.sh product services/aggregator services/operators
 
 FROM packages
 COPY --from=product /opt/product /opt/shelora
-# Linear algebra would start threads that nobody uses; the allocator's pools a thread keep what the transport gives back.
+# Linear algebra would start a thread for every core of the host, and use none of them.
 ENV PATH=/opt/shelora/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    OPENBLAS_NUM_THREADS=1 \
-    MALLOC_ARENA_MAX=2
+    OPENBLAS_NUM_THREADS=1
 USER 10001:10001
 WORKDIR /var/lib/shelora
 VOLUME /var/lib/shelora

@@ -51,6 +51,10 @@ Result = TypeVar("Result")
 BATCH_VALUES: Final = 1 << 20
 """Left factors of a module with at most this many values side by side are decomposed at once, more are sketched."""
 
+GRAIN: Final = 1 << 21
+"""Products of two matrices with fewer multiplications are made by one thread: several would rather wait for each other
+at the interpreter's lock."""
+
 
 @dataclass(frozen=True)
 class TensorSource:
@@ -116,15 +120,28 @@ class LocalCompute:
             await self._in_order(bases, functools.partial(_write_next, writer.file, iter(specs)))
             stored = await self._pool.run(writer.commit)
         source = await self._pool.run(TensorSource.of, self._blobs.path(stored.key), specs)
+        product = max(member.rank for member in members) * max((spec.values for spec in specs), default=0)
         ranges = await self._spread(
-            functools.partial(_agree_ranges, source, index, factors, weights)
-            for index in (range(len(specs)) if plan.packing is Packing.DENSE else ())
+            (
+                functools.partial(_agree_ranges, source, index, factors, weights)
+                for index in (range(len(specs)) if plan.packing is Packing.DENSE else ())
+            ),
+            product,
         )
         blobs = await self._spread(
-            functools.partial(
-                self._project, f"{prefix}/projection-{member.agent}.safetensors", plan, source, own, member.rank, ranges
-            )
-            for member, own in zip(members, factors, strict=True)
+            (
+                functools.partial(
+                    self._project,
+                    f"{prefix}/projection-{member.agent}.safetensors",
+                    plan,
+                    source,
+                    own,
+                    member.rank,
+                    ranges,
+                )
+                for member, own in zip(members, factors, strict=True)
+            ),
+            product,
         )
         projections = {member.agent: blob for member, blob in zip(members, blobs, strict=True)}
         return BasisResult(stored, projections)
@@ -176,7 +193,8 @@ class LocalCompute:
                 )
                 for index in range(len(rows))
             )
-            await self._in_order(averages, functools.partial(_write_next, writer.file, iter(specs)))
+            product = max(member.rank for member in members) * max((spec.values for spec in specs[1::2]), default=0)
+            await self._in_order(averages, functools.partial(_write_next, writer.file, iter(specs)), product)
             for index, spec in enumerate(ranges):
                 # All members were answered the same ranges.
                 write_tensor(writer.file, spec, projections[0].read(len(rows) + index))
@@ -204,15 +222,22 @@ class LocalCompute:
                 write_tensor(writer.file, spec, ranking)
             return await self._pool.run(writer.commit)
 
-    async def _spread(self, steps: Iterable[Callable[[], Result]]) -> list[Result]:
-        """Run independent steps on all threads of the pool."""
-        return await spread((functools.partial(self._pool.run, step) for step in steps), self._pool.threads)
+    async def _spread(self, steps: Iterable[Callable[[], Result]], product: int = GRAIN) -> list[Result]:
+        """Run independent steps, on all threads of the pool if they multiply matrices that are worth it."""
+        return await spread((functools.partial(self._pool.run, step) for step in steps), self._threads_for(product))
 
-    async def _in_order(self, steps: Iterable[Callable[[], Result]], write: Callable[[Result], None]) -> None:
-        """Run independent steps on all threads of the pool and write each result after the one before it."""
+    async def _in_order(
+        self, steps: Iterable[Callable[[], Result]], write: Callable[[Result], None], product: int = GRAIN
+    ) -> None:
+        """The same, and each result is written after the one before it."""
         results = _InOrder(self._pool, write)
+        threads = self._threads_for(product)
         # One more than threads: while it waits for the disk, the others compute.
-        await spread((functools.partial(results.add, *step) for step in enumerate(steps)), self._pool.threads + 1)
+        calls = (functools.partial(results.add, *step) for step in enumerate(steps))
+        await spread(calls, threads + 1 if threads > 1 else 1)
+
+    def _threads_for(self, product: int) -> int:
+        return self._pool.threads if product >= GRAIN else 1
 
     def _summand(self, blob: Blob) -> Summand:
         return Summand(blob, _existing(self._blobs, blob), self._blobs.seal(blob))

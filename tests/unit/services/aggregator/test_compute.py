@@ -97,7 +97,11 @@ def packing_bound(plan, cohort, counted_examples, index):
 @pytest.mark.parametrize("counted", [{"agent-0", "agent-1", "agent-2"}, {"agent-1", "agent-2"}])
 @pytest.mark.parametrize("batch_values", [0, compute_module.BATCH_VALUES])
 @pytest.mark.parametrize("packing", Packing)
-async def test_round_equals_the_plaintext_average_of_the_counted_members(blobs, pool, counted, batch_values, packing):
+@pytest.mark.parametrize("grain", [0, compute_module.GRAIN])
+async def test_round_equals_the_plaintext_average_of_the_counted_members(
+    blobs, pool, monkeypatch, counted, batch_values, packing, grain
+):
+    monkeypatch.setattr(compute_module, "GRAIN", grain)
     plan, cohort = make_plan(BUDGETS, packing=packing), cohort_of(7)
 
     opened = await run_round(blobs, LocalCompute(blobs, pool, batch_values), plan, cohort, counted)
