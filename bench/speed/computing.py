@@ -29,7 +29,7 @@ from bench.speed.load import Run, read_run
 from services.aggregator.compute import LocalCompute
 from services.aggregator.domain import CohortMember
 from services.common.blobs import Blob, DirectoryBlobStore
-from services.common.threads import WorkerPool
+from services.common.threads import WorkerPool, keep_algebra_on_callers_thread
 from shelora.he.parameters import CkksParameters
 from shelora.plan import Negotiation, Plan, average_bytes, parse_budget, resolve_columns
 
@@ -56,9 +56,7 @@ def measure_computing(run: Run, folder: Path) -> Record:
         "--folder",
         str(folder),
     ]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     shutil.rmtree(folder)
     record: Record = json.loads(done.stdout.splitlines()[-1])
     return record
@@ -153,6 +151,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
+    keep_algebra_on_callers_thread()
     print(json.dumps(anyio.run(_compute, read_run(options.run), options.folder)))
 
 
