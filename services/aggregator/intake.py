@@ -158,17 +158,19 @@ class Intake:
             self._attended = False
 
     def _next(self) -> Piece | None:
-        try:
-            return self._backlog.get(timeout=LINGER_S if self._hurried() else 0)
-        except queue.Empty:
-            # Whoever puts a piece looks at the mark afterwards, so a piece that came meanwhile is seen here or there.
-            self._attended = False
-        try:
+        with contextlib.suppress(queue.Empty):
+            return self._backlog.get_nowait()
+        # Before Python 3.11 a wait whose time has passed already can last for ever, unless a look came just before it.
+        if self._hurried():
+            with contextlib.suppress(queue.Empty):
+                return self._backlog.get(timeout=LINGER_S)
+        self._attended = False
+        # Whoever puts a piece looks at the mark afterwards, so a piece that came meanwhile is seen here or there.
+        with contextlib.suppress(queue.Empty):
             piece = self._backlog.get_nowait()
-        except queue.Empty:
-            return None
-        self._attended = True
-        return piece
+            self._attended = True
+            return piece
+        return None
 
     def _stage(self, staged: Staged, piece: Piece) -> None:
         check_crc(piece.offset, piece.data, piece.crc32)

@@ -202,17 +202,15 @@ class Late:
 
     def __init__(self):
         self._queue: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
-        self._taken = 0
         self.looks = threading.Event()
         self.gate = threading.Event()
 
     def get(self, timeout):
-        self._taken += 1
-        if self._taken == 2:
-            self.looks.set()
-            assert self.gate.wait(10)
-            raise queue.Empty
-        return self._queue.get(timeout=timeout)
+        if self.looks.is_set():
+            return self._queue.get(timeout=timeout)
+        self.looks.set()
+        assert self.gate.wait(10)
+        raise queue.Empty
 
     def __getattr__(self, name):
         return getattr(self._queue, name)
@@ -228,6 +226,22 @@ async def test_a_piece_that_comes_as_the_thread_gives_up_is_not_left_behind(stag
     late.gate.set()
     await until(lambda: staging.size_bytes == 2 * CUT)
     assert await taking.end()
+
+
+async def test_a_thread_never_waits_for_a_slow_sender(make):
+    # Within a few ten thousand looks into an empty queue, Python 3.10 waits for ever in one that has a timeout of 0.
+    taking = make(hurried=False)
+
+    def look():
+        for _ in range(300_000):
+            taking._backlog.put(PIECES[0])
+            assert taking._next() is PIECES[0]
+            assert taking._next() is None
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(30)
+    assert not looking.is_alive()
 
 
 async def test_a_sender_that_pauses_keeps_nobody_out_for_long(staging, lock, make):
