@@ -35,9 +35,9 @@ from shelora.rounds.events import (
 from shelora.rounds.federation import Ballot, Federation, Participant, PlanOutline, Rules
 from shelora.rounds.machine import transition
 from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
-from shelora.rounds.round import Member, Round
+from shelora.rounds.round import Member, Round, Tally
 from shelora.rounds.strategy import JOINT, Computation, Gate, PhaseRule, Strategy, Timer, strategy_named
-from shelora.rounds.views import concerned, task_for, vote_columns
+from shelora.rounds.views import concerned, differing, task_for, vote_columns
 
 __all__ = [
     "FOLD_TERMS",
@@ -76,6 +76,7 @@ __all__ = [
     "Stopped",
     "Strategy",
     "SumSensitivities",
+    "Tally",
     "Ticked",
     "Timer",
     "Work",
@@ -84,6 +85,7 @@ __all__ = [
     "admit_factors",
     "awaits",
     "concerned",
+    "differing",
     "pending",
     "registered",
     "running_round",

@@ -131,9 +131,9 @@ def _pending_negotiation(plan: PlanOutline, ballot: Ballot) -> tuple[Work, ...]:
 
 def _pending_round(live: Round, state: Federation) -> tuple[Work, ...]:
     computation = state.rules.strategy.rule(live.phase).computation
-    unfolded = tuple(member.agent for member in live.complete if not member.folded)
+    unfolded = live.tally.unfolded
     if len(unfolded) >= FOLD_TERMS or (unfolded and computation is Computation.AVERAGE):
-        return (FoldResidues(live.number, unfolded),)
+        return (FoldResidues(live.number, tuple(sorted(unfolded))),)
     if computation is Computation.BASIS:
         return (ComputeBasis(live.number),)
     if computation is Computation.AVERAGE:

@@ -53,7 +53,7 @@ def _negotiating(step: Step, ballot: Ballot) -> None:
 
 
 def _first_factors(step: Step, live: Round) -> None:
-    if live.candidates:
+    if live.tally.candidates:
         advance(step, step.state.rules.strategy.rule(live.phase).then)
     elif _expired(step, live):
         abandon(step, "no factors came before the deadline")
@@ -61,9 +61,10 @@ def _first_factors(step: Step, live: Round) -> None:
 
 def _cohort(step: Step, live: Round) -> None:
     rules = step.state.rules
-    count = len(live.candidates)
+    count = live.tally.candidates
     expired = _expired(step, live)
-    answered = all(agent in live.members for agent in step.state.agents)
+    agents = step.state.agents
+    answered = len(live.members) >= len(agents) and all(agent in live.members for agent in agents)
     if count >= rules.target_agents or (count >= rules.quorum and (answered or expired)):
         cohort = {member.agent: replace(member, in_cohort=True) for member in live.candidates}
         step.set(round=live.with_members(cohort))
@@ -75,7 +76,7 @@ def _cohort(step: Step, live: Round) -> None:
 
 def _ciphertexts(step: Step, live: Round) -> None:
     quorum = step.state.rules.quorum
-    complete, awaited = len(live.complete), len(live.awaited)
+    complete, awaited = live.tally.complete, live.tally.awaited
     over = not awaited or _expired(step, live)
     if complete >= quorum and over:
         counted = {member.agent: replace(member, counted=True) for member in live.complete}

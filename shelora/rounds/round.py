@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -43,6 +43,55 @@ class Member:
         """Whether it gave the round up."""
         return bool(self.left_reason)
 
+    @property
+    def candidate(self) -> bool:
+        """Whether its factors are in and it has not left."""
+        return self.uploaded and not self.left
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it is in the cohort and its ciphertext may still come."""
+        return self.in_cohort and not self.complete and not self.left
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far the members of a round are.
+
+    Attributes:
+        candidates: members whose factors are in and who have not left.
+        complete: cohort members whose ciphertext is complete.
+        awaited: cohort members whose ciphertext may still come.
+        unfolded: names of complete members whose ciphertext the running sum does not contain.
+    """
+
+    candidates: int
+    complete: int
+    awaited: int
+    unfolded: frozenset[str]
+
+    @classmethod
+    def of(cls, members: Iterable[Member]) -> Tally:
+        """Count these members."""
+        found = tuple(members)
+        complete = [member for member in found if member.in_cohort and member.complete]
+        return cls(
+            candidates=sum(member.candidate for member in found),
+            complete=len(complete),
+            awaited=sum(member.awaited for member in found),
+            unfolded=frozenset(member.agent for member in complete if not member.folded),
+        )
+
+    def exchanged(self, old: Iterable[Member], new: Iterable[Member]) -> Tally:
+        """The tally once some of the members counted here are replaced by others."""
+        gone, come = Tally.of(old), Tally.of(new)
+        return Tally(
+            candidates=self.candidates - gone.candidates + come.candidates,
+            complete=self.complete - gone.complete + come.complete,
+            awaited=self.awaited - gone.awaited + come.awaited,
+            unfolded=self.unfolded - gone.unfolded | come.unfolded,
+        )
+
 
 @dataclass(frozen=True)
 class Round:
@@ -78,9 +127,14 @@ class Round:
         return self.phase in FINAL_PHASES
 
     @cached_property
+    def tally(self) -> Tally:
+        """How far the members are."""
+        return Tally.of(self.members.values())
+
+    @cached_property
     def candidates(self) -> tuple[Member, ...]:
         """Members whose factors are in and who have not left, by name."""
-        return tuple(member for _, member in sorted(self.members.items()) if member.uploaded and not member.left)
+        return tuple(member for _, member in sorted(self.members.items()) if member.candidate)
 
     @cached_property
     def cohort(self) -> tuple[Member, ...]:
@@ -91,11 +145,6 @@ class Round:
     def complete(self) -> tuple[Member, ...]:
         """Cohort members whose ciphertext is complete, by name."""
         return tuple(member for member in self.cohort if member.complete)
-
-    @cached_property
-    def awaited(self) -> tuple[Member, ...]:
-        """Cohort members whose ciphertext may still come, by name."""
-        return tuple(member for member in self.cohort if not member.complete and not member.left)
 
     @cached_property
     def counted(self) -> tuple[Member, ...]:
@@ -128,8 +177,12 @@ class Round:
 
     def with_member(self, member: Member) -> Round:
         """The round with one member added or replaced."""
-        return replace(self, members={**self.members, member.agent: member})
+        return self.with_members({member.agent: member})
 
     def with_members(self, members: Mapping[str, Member]) -> Round:
         """The round with several members added or replaced."""
-        return replace(self, members={**self.members, **members})
+        changed = replace(self, members={**self.members, **members})
+        old = [self.members[agent] for agent in members if agent in self.members]
+        # What the property would count, without looking at thousands of members for every one that changes.
+        vars(changed)["tally"] = self.tally.exchanged(old, members.values())
+        return changed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -13,7 +12,7 @@ from services.aggregator.store import by_key, rows, tables
 from services.aggregator.store.rows import StoredFederation
 from services.common.database import Connection
 from shelora.errors import Unavailable, UnknownFederation
-from shelora.rounds import Ballot, Federation, FederationState, Participant, PlanOutline, Round
+from shelora.rounds import Ballot, Federation, FederationState, Participant, PlanOutline, Round, differing
 
 _REVISION = sa.select(tables.federations.c.revision).where(tables.federations.c.name == sa.bindparam("name"))
 
@@ -182,23 +181,26 @@ async def _save_plan(connection: Connection, before: Federation, after: Federati
     else:
         await by_key.update(connection, tables.plans, key, values)
     if after.ballot is not None:
-        same = before.ballot is not None and before.plan is not None and before.plan.version == after.plan.version
-        earlier = _ballot_rows(before.ballot) if same and before.ballot is not None else {}
-        for agent, row in _ballot_rows(after.ballot).items():
-            if earlier.get(agent) != row:
-                ballot_key = {"federation": after.name, "plan_version": after.plan.version, "agent": agent}
-                await by_key.put(connection, tables.ballots, {**ballot_key, **row})
+        same = before.plan is not None and before.plan.version == after.plan.version
+        contributors = frozenset(after.ballot.contributors)
+        for agent in _changed(before.ballot if same else None, after.ballot):
+            row = {
+                "federation": after.name,
+                "plan_version": after.plan.version,
+                "agent": agent,
+                "invited": agent in after.ballot.invited,
+                "received": agent in after.ballot.received,
+                "contributes": agent in contributors,
+            }
+            await by_key.put(connection, tables.ballots, row)
 
 
-def _ballot_rows(ballot: Ballot) -> dict[str, dict[str, Any]]:
-    return {
-        agent: {
-            "invited": agent in ballot.invited,
-            "received": agent in ballot.received,
-            "contributes": agent in ballot.contributors,
-        }
-        for agent in sorted(ballot.invited | ballot.received)
-    }
+def _changed(before: Ballot | None, after: Ballot) -> list[str]:
+    """Agents of a ballot that are in it in another way than before."""
+    if before is None:
+        return sorted(after.invited | after.received)
+    contributors = set(before.contributors) ^ set(after.contributors)
+    return sorted((before.invited ^ after.invited) | (before.received ^ after.received) | contributors)
 
 
 async def _save_round(connection: Connection, before: Round | None, after: Round, name: str) -> None:
@@ -211,8 +213,6 @@ async def _save_round(connection: Connection, before: Round | None, after: Round
     else:
         await by_key.update(connection, tables.rounds, key, rows.round_row(after))
     earlier = before.members if known and before is not None else {}
-    for agent, member in after.members.items():
-        known_member = earlier.get(agent)
-        if known_member is not member and known_member != member:
-            member_key = {"federation": name, "round": after.number, "agent": agent}
-            await by_key.put(connection, tables.members, {**member_key, **rows.member_row(member)})
+    for agent in differing(earlier, after.members):
+        member_key = {"federation": name, "round": after.number, "agent": agent}
+        await by_key.put(connection, tables.members, {**member_key, **rows.member_row(after.members[agent])})

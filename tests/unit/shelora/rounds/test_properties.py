@@ -30,6 +30,7 @@ from shelora.rounds import (
     Rules,
     Started,
     Stopped,
+    Tally,
     Ticked,
     awaits,
     concerned,
@@ -178,6 +179,12 @@ def check_round(round_: Round, quorum: int) -> None:
         assert not member.in_cohort or member.uploaded
         assert member.uploaded == (member.examples > 0)
         assert member.uploaded or member.left
+    assert round_.tally == Tally(
+        candidates=len(round_.candidates),
+        complete=len(round_.complete),
+        awaited=sum(not member.complete and not member.left for member in round_.cohort),
+        unfolded=frozenset(member.agent for member in round_.complete if not member.folded),
+    )
     if round_.cohort:
         assert len(round_.cohort) >= quorum
         assert abs(sum(round_.weights.values()) - 1) < 1e-12

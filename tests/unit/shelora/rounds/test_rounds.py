@@ -26,6 +26,7 @@ from shelora.rounds import (
     Ticked,
     awaits,
     concerned,
+    differing,
     pending,
     task_for,
 )
@@ -263,3 +264,19 @@ def test_phase_times_add_up_to_the_round():
     ended = next(effect.round for effect in game.effects if isinstance(effect, RoundEnded))
     assert list(ended.phase_ms.values()) == [10, 20, 30, 40, 50]
     assert sum(ended.phase_ms.values()) == ended.ended_at_ms - ended.started_at_ms
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({}, {}, []),
+        ({"a": (1,)}, {"a": (1,)}, []),
+        ({"a": (1,)}, {"a": (2,)}, ["a"]),
+        ({"a": (1,)}, {"a": (1,), "b": (2,)}, ["b"]),
+        ({"a": (1,), "b": (2,)}, {"b": (2,)}, ["a"]),
+        ({"a": (1,), "b": (2,)}, {"b": (3,), "c": (4,)}, ["a", "b", "c"]),
+    ],
+)
+def test_differing_names_what_is_new_gone_or_changed(before, after, expected):
+    assert sorted(differing(before, after)) == expected
+    assert differing(before, before) == []
