@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Final
 
 from shelora.rounds.phases import RoundPhase
 from shelora.rounds.strategy import FINAL_PHASES
+
+_OF_PLACES: Final = ("ranks", "weights")
+"""Properties of a round that depend on nothing but the places of all members in the cohort."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,14 @@ class Round:
     def with_members(self, members: Mapping[str, Member]) -> Round:
         """The round with several members added or replaced."""
         changed = replace(self, members={**self.members, **members})
-        old = [self.members[agent] for agent in members if agent in self.members]
-        # What the property would count, without looking at thousands of members for every one that changes.
-        vars(changed)["tally"] = self.tally.exchanged(old, members.values())
+        old = {agent: self.members[agent] for agent in members if agent in self.members}
+        # What the properties would find, without looking at thousands of members for every one that changes.
+        known: dict[str, Any] = {"tally": self.tally.exchanged(old.values(), members.values())}
+        if _places(old) == _places(members):
+            known |= {name: value for name, value in vars(self).items() if name in _OF_PLACES}
+        vars(changed).update(known)
         return changed
+
+
+def _places(members: Mapping[str, Member]) -> dict[str, tuple[int, int]]:
+    return {agent: (member.rank, member.examples) for agent, member in members.items() if member.in_cohort}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,6 +185,8 @@ def check_round(round_: Round, quorum: int) -> None:
         awaited=sum(not member.complete and not member.left for member in round_.cohort),
         unfolded=frozenset(member.agent for member in round_.complete if not member.folded),
     )
+    fresh = replace(round_)
+    assert (round_.ranks, round_.weights) == (fresh.ranks, fresh.weights)
     if round_.cohort:
         assert len(round_.cohort) >= quorum
         assert abs(sum(round_.weights.values()) - 1) < 1e-12
