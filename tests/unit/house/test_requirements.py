@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ ROLES = ("aggregator", "keymanager", "agent", "dev")
 FILES = (*ROLES, "bootstrap")
 TRAINING = {"torch", "transformers", "peft", "datasets", "accelerate", "sentence-transformers"}
 SECRET = {"openfhe", "pyope"}
+NAMED_BY_URL = {"asyncpg"}
+"""SQLAlchemy imports its driver by the database's URL."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,26 @@ def test_lock_satisfies_the_extra_it_was_made_from(role: str) -> None:
         )
     ]
     assert unmet == []
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """First parts of the names of everything that product code imports."""
+    names = set()
+    for path in (*(ROOT / "shelora").rglob("*.py"), *(ROOT / "services").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "dev"])
+def test_product_code_imports_every_library_that_it_asks_for(role: str, imported: set[str]) -> None:
+    asked = {found.name for found in requirements_of(role) if found.marker is None or found.marker.evaluate()}
+    modules = {name: {path.parts[0].split(".")[0] for path in files(name) or ()} for name in asked - NAMED_BY_URL}
+    assert [name for name, found in modules.items() if not found & imported] == []
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "dev"])
