@@ -7,20 +7,20 @@ anew from the first round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter as Counts
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.aggregator import store
-from services.aggregator.domain import AgentSummary, FederationSummary
 from services.aggregator.service import AggregatorService
-from services.aggregator.store import Connection
+from services.aggregator.store import Connection, StoredFederation
 from services.aggregator.store.tallies import EndedRound
 from services.common.clock import Clock
 from shelora.errors import error_classes
-from shelora.rounds.phases import AgentTask, FederationState, RoundPhase
+from shelora.rounds import AgentTask, FederationState, RoundPhase, task_for
 
 REFRESH_S: Final = 10.0
 """How old the figures of federations may be."""
@@ -79,12 +79,11 @@ class FederationMetrics:
 
     async def refresh(self) -> None:
         """Read every federation once."""
-        for found in await self._service.list_federations():
-            await self._refresh(found)
+        for name in await self._service.ledger.names():
+            await self._refresh(name, await self._service.ledger.read(name))
 
-    async def _refresh(self, found: FederationSummary) -> None:
-        name, published = found.spec.federation, found.last_published_round
-        agents = await self._service.list_agents(name)
+    async def _refresh(self, name: str, stored: StoredFederation) -> None:
+        published = stored.state.last_published_round
 
         async def body(connection: Connection) -> tuple[list[EndedRound], dict[str, int], list[dict[str, float]]]:
             ended = await store.tallies.ended_rounds(connection, name, self._history.last_counted(name))
@@ -93,7 +92,8 @@ class FederationMetrics:
             return ended, present, list(reports.values())
 
         ended, present_bytes, reports = await self._service.ledger.query("tally_federation", body)
-        self._present.show(found, agents, present_bytes)
+        connected = {agent for agent in stored.state.agents if self._service.presence.connected(name, agent)}
+        self._present.show(stored, connected, present_bytes)
         self._history.count(name, ended)
         self._reported.show(name, reports)
 
@@ -121,28 +121,29 @@ class _Present:
         self._stored = _gauge(registry, "stored_bytes", "Bytes of payloads in the blob store.", "kind")
         self._kinds: dict[str, set[str]] = {}
 
-    def show(self, found: FederationSummary, agents: list[AgentSummary], present_bytes: Mapping[str, int]) -> None:
-        name, running = found.spec.federation, found.round
-        for state in FederationState:
-            self._state.labels(name, state.value).set(state is found.state)
+    def show(self, stored: StoredFederation, connected: Set[str], present_bytes: Mapping[str, int]) -> None:
+        name, spec, state = stored.name, stored.present_spec, stored.state
+        latest = state.round
+        for stage in FederationState:
+            self._state.labels(name, stage.value).set(stage is state.state)
         for phase in RoundPhase:
-            self._phase.labels(name, phase.value).set(running is not None and phase is running.phase)
-        self._round.labels(name).set(0 if running is None else running.number)
-        self._published.labels(name).set(found.last_published_round)
-        self._rounds.labels(name).set(found.spec.rounds)
-        self._target.labels(name).set(found.spec.target_agents)
-        self._quorum.labels(name).set(found.spec.quorum)
-        self._agents.labels(name).set(len(agents))
-        self._connected.labels(name).set(sum(agent.connected for agent in agents))
-        states = [agent.task.value if agent.connected else AWAY for agent in agents]
+            self._phase.labels(name, phase.value).set(latest is not None and phase is latest.phase)
+        self._round.labels(name).set(0 if latest is None else latest.number)
+        self._published.labels(name).set(state.last_published_round)
+        self._rounds.labels(name).set(spec.rounds)
+        self._target.labels(name).set(spec.target_agents)
+        self._quorum.labels(name).set(spec.quorum)
+        self._agents.labels(name).set(len(state.agents))
+        self._connected.labels(name).set(len(connected))
+        states = Counts(task_for(state, agent).value if agent in connected else AWAY for agent in state.agents)
         for known in (AWAY, *(task.value for task in AgentTask)):
-            self._by_state.labels(name, known).set(states.count(known))
-        members = () if running is None else running.members
-        self._members.labels(name, "factors").set(sum(member.examples > 0 for member in members))
-        self._members.labels(name, "cohort").set(sum(member.weight > 0 for member in members))
-        self._members.labels(name, "complete").set(sum(member.cipher_complete for member in members))
+            self._by_state.labels(name, known).set(states[known])
+        members = () if latest is None else tuple(latest.members.values())
+        self._members.labels(name, "factors").set(sum(member.uploaded for member in members))
+        self._members.labels(name, "cohort").set(sum(member.in_cohort for member in members))
+        self._members.labels(name, "complete").set(sum(member.complete for member in members))
         self._members.labels(name, "counted").set(sum(member.counted for member in members))
-        self._members.labels(name, "left").set(sum(bool(member.left_reason) for member in members))
+        self._members.labels(name, "left").set(sum(member.left for member in members))
         kinds = self._kinds.setdefault(name, set())
         kinds.update(present_bytes)
         for kind in kinds:  # one that is gone is 0
