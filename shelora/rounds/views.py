@@ -97,6 +97,4 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     if before is after:
         return []
     touched = [key for key, value in after.items() if before.get(key) is not value]
-    new = [key for key in touched if key not in before]
-    gone = before.keys() - after.keys() if len(after) - len(new) < len(before) else ()
-    return [*gone, *(key for key in touched if before.get(key) != after[key])]
+    return [*(before.keys() - after.keys()), *(key for key in touched if before.get(key) != after[key])]
