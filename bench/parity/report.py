@@ -55,9 +55,11 @@ def run(result: Mapping[str, Any]) -> str:
     stamp, setting = result["stamp"], result["stamp"]["setting"]
     train, test = stamp["texts"]
     seeds = sorted({record["seed"] for record in chain.from_iterable(result["records"].values())})
+    curve = setting["curve_texts"]
+    looked_at = "after every round" if curve is None else f"after the last round, {curve} after others"
     return (
-        f"{train:,} {stamp['corpus']} to learn from, {test:,} to test on (all of them after the last round, "
-        f"{setting['curve_texts']} after others); agents of ranks {', '.join(map(str, setting['ranks']))}; "
+        f"{train:,} {stamp['corpus']} to learn from, {test:,} to test on (all of them {looked_at}); "
+        f"agents of ranks {', '.join(map(str, setting['ranks']))}; "
         f"{setting['rounds']} rounds of {setting['steps']} steps of {setting['batch_size']} texts, cut to "
         f"{setting['max_tokens']} tokens; seeds {', '.join(map(str, seeds))}; "
         f"{sum(result['seconds'].values()) / 60:.0f} minutes on {machine_sentence(result['machine'])}"

@@ -21,19 +21,19 @@ class Setting:
         rounds, steps, batch_size: of local training.
         learning_rate: of local training.
         max_tokens: texts are cut to so many.
-        curve_texts: test texts, evenly picked, that are looked at after every round but the last.
+        curve_texts: test texts, evenly picked, that are looked at after every round but the last; None looks at all.
         seeds: of split, batches and start; everything is repeated for each.
         concentrations: of the Dirichlet split by name; None splits evenly.
         source: the base model.
     """
 
     ranks: tuple[int, ...] = (4, 8, 16, 32)
-    rounds: int = 4
-    steps: int = 12
-    batch_size: int = 8
+    rounds: int = 5
+    steps: int = 30
+    batch_size: int = 16
     learning_rate: float = 2e-3
-    max_tokens: int = 24
-    curve_texts: int = 60
+    max_tokens: int = 32
+    curve_texts: int | None = 240
     seeds: tuple[int, ...] = (0, 1, 2)
     concentrations: Mapping[str, float | None] = field(default_factory=lambda: {EVEN: None, SKEWED: 0.5})
     source: str = EMBEDDED
