@@ -50,7 +50,9 @@ def parity(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat everything with so many seeds.")] = 3,
     only: Annotated[
         str | None,
-        typer.Option(help='Measure only units whose name contains this; report only complete studies ("routing").'),
+        typer.Option(
+            help='Measure only units whose name contains this; report only complete studies ("routing", "onesided").'
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier run has measured.")] = False,
     publish: Annotated[

@@ -182,6 +182,7 @@ def _configure(setting: Setting, labels: Sequence[str]) -> AgentConfig:
             "training": {
                 "batch_size": setting.batch_size,
                 "learning_rate": setting.learning_rate,
+                "label_balance": setting.label_balance,
                 "device": "cpu",
             },
         }

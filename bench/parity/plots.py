@@ -24,14 +24,21 @@ _STYLES: Final = {
 
 
 def draws(records: Mapping[str, Sequence[Record]]) -> dict[str, Draw]:
-    """What draws each plot of a run, by file name."""
+    """What draws each plot of the main study, by file name."""
     found = list(chain.from_iterable(records.values()))
     splits = values(found, "split")
     drawn: dict[str, Draw] = {}
     for split in splits:
         drawn[f"accuracy-{split}"] = partial(_accuracy, records=found, split=split)
-        drawn[f"ranks-{split}"] = partial(_ranks, records=found, split=split)
+        drawn[f"ranks-{split}"] = partial(_ranks, records=found, split=split, title=f"{split} split")
     return drawn
+
+
+def routing_draws(records: Mapping[str, Sequence[Record]]) -> dict[str, Draw]:
+    """The same for the study with more classes."""
+    found = list(chain.from_iterable(records.values()))
+    (split,) = values(found, "split")
+    return {"ranks-routing": partial(_ranks, records=found, split=split, title=f"routing messages, {split} split")}
 
 
 def _accuracy(axes: Any, records: Sequence[Record], split: str) -> None:
@@ -42,7 +49,7 @@ def _accuracy(axes: Any, records: Sequence[Record], split: str) -> None:
     _label(axes, f"All methods, {split} split, mean over agents and seeds")
 
 
-def _ranks(axes: Any, records: Sequence[Record], split: str) -> None:
+def _ranks(axes: Any, records: Sequence[Record], split: str, title: str) -> None:
     """What each rank gets of the average, and what the average itself would give."""
     exact = choose(records, method="ours, exact", split=split)
     colors = ("tab:orange", "tab:green", "tab:blue", "tab:purple", "tab:pink", "tab:olive")
@@ -51,7 +58,7 @@ def _ranks(axes: Any, records: Sequence[Record], split: str) -> None:
     _line(axes, choose(exact, measure=UNTRUNCATED), "not cut", "black", "--")
     kept = choose(records, method="ours, residual kept", split=split)
     _line(axes, kept, "residual kept in the base weights", "tab:red", "-")
-    _label(axes, f"What truncation at load takes, {split} split")
+    _label(axes, f"What truncation at load takes, {title}")
 
 
 def _line(axes: Any, records: Sequence[Record], label: str, color: str, style: str) -> None:

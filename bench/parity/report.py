@@ -29,6 +29,7 @@ def render(generated: Mapping[str, str]) -> str:
         "parity_beside": "Beside FlexLoRA, from the same trained adapters",
         "parity_dilution": "What cutting an average to an agent's rank takes",
         "parity_routing": "The same with more classes",
+        "parity_skew": "Agents with hardly more than one label",
     }
     parts = [f"## {titles[name]}\n\n{text}" for name, text in generated.items()]
     return "# Accuracy parity\n\n" + "\n\n".join(parts) + "\n"
@@ -163,12 +164,41 @@ def routing(result: Mapping[str, Any]) -> str:
     parts = [run(result)]
     for split, concentration in result["stamp"]["setting"]["concentrations"].items():
         parts.append(f"Split: {split} (Dirichlet, {concentration:g}); mean over seeds.")
-        parts += [dilution(records, split), "After the last round (± over seeds):", by_rank(records, split)]
+        parts += [
+            dilution(records, split),
+            "Points gained by keeping the residual, between the same seeds (± over them):",
+        ]
+        parts += [gains(records, split), "After the last round (± over seeds):", by_rank(records, split)]
     return "\n\n".join(parts)
 
 
+def skew(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One-sided agents trained in several ways: what was run, accuracy by round.
+
+    Args:
+        results: the study of each way, by its title.
+    """
+    rows, shares = [], []
+    for title, result in results.items():
+        records, setting = [*chain.from_iterable(result["records"].values())], result["stamp"]["setting"]
+        working = working_models(records)
+        shares += [record["commonest"] for record in working]
+        cells = [with_deviation(choose(working, round=number)) for number in sorted(values(working, "round"))]
+        rows.append([title, str(setting["steps"]), f"{setting['learning_rate']:g}", *cells])
+    head = ["training", "steps a round", "rate", *(f"round {number + 1}, %" for number in range(len(rows[0]) - 3))]
+    low, middle, high = (f"{100 * share:.0f}" for share in np.quantile(shares, (0, 0.5, 1)))
+    return "\n\n".join(
+        [
+            run(next(iter(results.values()))),
+            f"Of an agent's texts, {low} to {high} % have the same label (median {middle} %).",
+            "Mean over agents, ± over seeds:",
+            markdown(head, rows),
+        ]
+    )
+
+
 def by_rank(records: Sequence[Record], split: str) -> str:
-    """Accuracy after the last round of the exact method and with the residual kept, and what the latter gains."""
+    """Accuracy after the last round of the exact method and with the residual kept."""
     final = final_models(records)
     exact, kept = (choose(final, method=name, split=split) for name in (Ours.name, OursKeeping.name))
     exported = choose(records, method=OursKeeping.name, split=split, exported=True)
@@ -177,9 +207,19 @@ def by_rank(records: Sequence[Record], split: str) -> str:
         rows.append(
             [f"{name}, %", *(with_deviation(choose(found, rank=rank)) for rank in ranks), with_deviation(found)]
         )
-    gains = [gain(choose(exact, rank=rank), choose(kept, rank=rank)) for rank in ranks]
-    rows.append(["gain of keeping, points", *gains, gain(exact, kept)])
     return markdown(["", *(f"rank {rank}" for rank in ranks), "all agents"], rows)
+
+
+def gains(records: Sequence[Record], split: str) -> str:
+    """What keeping the residual gains over the exact method, by round and rank."""
+    working = working_models(records)
+    exact, kept = (choose(working, method=name, split=split) for name in (Ours.name, OursKeeping.name))
+    ranks, rows = values(exact, "rank"), []
+    for number in sorted(values(exact, "round")):
+        before, after = choose(exact, round=number), choose(kept, round=number)
+        by_rank = [gain(choose(before, rank=rank), choose(after, rank=rank)) for rank in ranks]
+        rows.append([str(number), *by_rank, gain(before, after)])
+    return markdown(["round", *(f"rank {rank}" for rank in ranks), "all agents"], rows)
 
 
 def gain(before: Sequence[Record], after: Sequence[Record]) -> str:
@@ -191,9 +231,14 @@ def gain(before: Sequence[Record], after: Sequence[Record]) -> str:
     return f"{np.mean(found):+.1f} ± {np.std(found):.1f}" if found else "-"
 
 
+def working_models(records: Sequence[Record]) -> list[Record]:
+    """What agents worked with after every round."""
+    return [record for record in records if not {"beside", "exported", "measure"} & set(record)]
+
+
 def final_models(records: Sequence[Record]) -> list[Record]:
     """What agents worked with after the last round."""
-    return [r for r in records if r.get("whole") and not {"beside", "exported", "measure"} & set(r)]
+    return choose(working_models(records), whole=True)
 
 
 def difference(final: Sequence[Record], split: str, name: str, other: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,16 +17,15 @@ from bench.parity.corpus import Corpus, load_corpus, read_corpus
 from bench.parity.exchange import draw_keys
 from bench.parity.lab import Lab
 from bench.parity.scenarios import Study, units
-from bench.parity.setting import SKEWED, Setting
+from bench.parity.setting import Setting
+from bench.parity.studies import ROUTING, SKEW, SideStudy
 from bench.plots import draw_all
 from bench.runner import Result, Unit, measure
 from bench.sources import ROOT, fingerprint
 from services.common.files import write_atomically
 
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
-_PREFIX: Final = "parity_"
-_ROUTING: Final = "routing"
-_ROUTING_METHODS: Final = ("exact", "keeping")
+MAIN: Final = "parity"
 _SOURCES: Final = Path(__file__).parent
 _AGENT: Final = ROOT / "services" / "client_agent"
 _MESSAGES: Final = ROOT / "examples" / "data"
@@ -41,44 +40,50 @@ def run(
         out: folder of records, report and plots.
         fresh: measure again what an earlier run has measured.
         publish: also rewrite docs/benchmarks.md and its plots.
-        setting: what is trained; the study of routing messages takes its seeds and its training too.
+        setting: what is trained; the studies beside the main one take its seeds and its training too.
         only: measure units whose name contains this; only a study that was measured whole is reported and published.
     """
     console, chosen = Console(), setting or Setting()
     measured = partial(_measure, only=only or "", fresh=fresh, console=console)
-    main = measured("parity", out, load_corpus(), chosen)
-    routing = measured(_ROUTING, out / _ROUTING, _read_messages(), routing_setting(chosen))
+    reviews = load_corpus()
+
+    def beside(side: SideStudy, corpus: Corpus) -> Result | None:
+        return measured(side.name, out / side.name, corpus, side.change(chosen), side.units)
+
+    main = measured(MAIN, out, reviews, chosen, units)
+    routing = beside(ROUTING, _read_messages())
+    skew = {side.title: result for side in SKEW if (result := beside(side, reviews))}
     generated = report.sections(main) if main else {}
     if routing:
-        generated = {**generated, f"{_PREFIX}{_ROUTING}": report.routing(routing)}
+        generated["parity_routing"] = report.routing(routing)
+    if len(skew) == len(SKEW):
+        generated["parity_skew"] = report.skew(skew)
+    draws = plots.draws(main["records"]) if main else {}
+    if routing:
+        draws |= plots.routing_draws(routing["records"])
     if generated:
-        folder = out if main else out / _ROUTING
-        write_atomically(folder / "report.md", report.render(generated).encode())
-        drawn = draw_all(plots.draws(main["records"]), folder) if main else []
-        console.print(f"report: {folder / 'report.md'}, {len(drawn)} plots", highlight=False)
+        write_atomically(out / "report.md", report.render(generated).encode())
+        drawn = draw_all(draws, out)
+        console.print(f"report: {out / 'report.md'}, {len(drawn)} plots", highlight=False)
     if generated and publish:
-        prefix = _PREFIX if main else f"{_PREFIX}{_ROUTING}"
-        write_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), generated, prefix).encode())
-        if main:
-            draw_all(plots.draws(main["records"]), PAGE.parent / "plots", suffixes=("svg",))
+        page = PAGE.read_text(encoding="utf-8")
+        for name, text in generated.items():
+            page = fill(page, {name: text}, name)
+        write_atomically(PAGE, page.encode())
+        draw_all(draws, PAGE.parent / "plots", suffixes=("svg",))
         console.print(f"published: {PAGE}", highlight=False)
 
 
-def routing_setting(setting: Setting) -> Setting:
-    """The main study's training, on the skewed split alone; there are few test texts, so all are always looked at."""
-    return replace(setting, concentrations={SKEWED: Setting().concentrations[SKEWED]}, curve_texts=None)
-
-
-def study_units(name: str, setting: Setting, study: Callable[[], Study]) -> dict[str, Unit]:
-    """Units of a study by name; those of the study of routing messages begin with its name."""
-    found: dict[str, Unit] = dict(units(setting, study))
-    if name != _ROUTING:
-        return found
-    return {f"{name}-{unit}": work for unit, work in found.items() if unit.split("-")[0] in _ROUTING_METHODS}
-
-
 def _measure(
-    name: str, out: Path, corpus: Corpus, setting: Setting, *, only: str, fresh: bool, console: Console
+    name: str,
+    out: Path,
+    corpus: Corpus,
+    setting: Setting,
+    parts: Callable[[Setting, Callable[[], Study]], Mapping[str, Unit]],
+    *,
+    only: str,
+    fresh: bool,
+    console: Console,
 ) -> Result | None:
     """Measure the units of a study that are asked for; None unless these are all."""
     threads = len(os.sched_getaffinity(0))
@@ -94,7 +99,7 @@ def _measure(
         "texts": [len(corpus.train), len(corpus.test)],
         "setting": {key: value for key, value in _plain(asdict(setting)).items() if key != "seeds"},
     }
-    whole = study_units(name, setting, study)
+    whole = parts(setting, study)
     chosen = {unit: work for unit, work in whole.items() if only in unit}
     if not chosen:
         return None

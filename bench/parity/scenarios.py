@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,6 +104,7 @@ def federated(study: Callable[[], Study], key: str, split: str, seed: int) -> It
                 "agent": index,
                 "rank": learner.rank,
                 "examples": learner.examples,
+                "commonest": commonest([lab.labels[row] for row in rows[index]]),
                 "sent_bytes": sent,
                 **_figures(evaluation, last),
             }
@@ -233,6 +235,11 @@ def _untruncated(lab: Lab, learner: Learner, method: Ours, common: Record, numbe
     whole = Model(cohort.fresh(0, learner.rank, dense), method.average)
     evaluation = lab.alone(partial(learner.evaluate, whole, whole=last))
     yield common | {"measure": UNTRUNCATED, "round": number, **_figures(evaluation, last)}
+
+
+def commonest(labels: Sequence[str]) -> float:
+    """Share of the label that occurs most."""
+    return Counter(labels).most_common(1)[0][1] / len(labels)
 
 
 def _figures(evaluation: Evaluation, whole: bool) -> Record:

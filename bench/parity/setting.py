@@ -10,6 +10,7 @@ from services.client_agent.config import EMBEDDED
 
 EVEN: Final = "even"
 SKEWED: Final = "skewed"
+ONE_SIDED_CONCENTRATION: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Setting:
         ranks: LoRA rank of every agent.
         rounds, steps, batch_size: of local training.
         learning_rate: of local training.
+        label_balance: how evenly local labels are drawn, from 0 (as they occur) to 1.
         max_tokens: texts are cut to so many.
         curve_texts: test texts, evenly picked, that are looked at after every round but the last; None looks at all.
         seeds: of split, batches and start; everything is repeated for each.
@@ -32,6 +34,7 @@ class Setting:
     steps: int = 30
     batch_size: int = 16
     learning_rate: float = 2e-3
+    label_balance: float = 1.0
     max_tokens: int = 32
     curve_texts: int | None = 240
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from bench.parity import runner
-from bench.parity.scenarios import METHODS
+from bench.parity.scenarios import METHODS, units
+from bench.parity.studies import ROUTING, SKEW
 
-PAGE = "\n".join(f"<!-- generated: {name} -->\nold {name}\n<!-- end -->" for name in ("parity_run", "parity_routing"))
+SECTIONS = ("parity_run", "parity_routing", "parity_skew")
+PAGE = "\n".join(f"<!-- generated: {name} -->\nold {name}\n<!-- end -->" for name in SECTIONS)
 
 
 @pytest.fixture
@@ -27,9 +29,19 @@ def refuse():
 
 def test_the_routing_study_is_exact_and_keeping_on_the_skewed_split(setting):
     chosen = replace(setting, seeds=(0, 1))
-    found = runner.study_units("routing", runner.routing_setting(chosen), refuse)
+    found = ROUTING.units(ROUTING.change(chosen), refuse)
     assert list(found) == [f"routing-{key}-skewed-{seed}" for seed in (0, 1) for key in ("exact", "keeping")]
-    assert len(runner.study_units("parity", chosen, refuse)) == 2 * (len(METHODS) + 1)
+    assert len(units(chosen, refuse)) == 2 * (len(METHODS) + 1)
+
+
+def test_ways_to_train_one_sided_agents_differ_in_draws_steps_and_rate_alone(setting):
+    defaults, occurring, hasty = (side.change(setting) for side in SKEW)
+    assert defaults == replace(setting, concentrations={"one-sided": 0.1})
+    assert occurring == replace(defaults, label_balance=0.0)
+    assert hasty == replace(occurring, steps=6, learning_rate=0.015)
+    assert [list(side.units(side.change(setting), refuse)) for side in SKEW] == [
+        [f"{side.name}-exact-one-sided-0"] for side in SKEW
+    ]
 
 
 def test_routing_alone_is_measured_once_and_publishes_its_own_section(page, setting, tmp_path, monkeypatch):
@@ -40,7 +52,7 @@ def test_routing_alone_is_measured_once_and_publishes_its_own_section(page, sett
         "routing-exact-skewed-0.json",
         "routing-keeping-skewed-0.json",
     ]
-    assert not (out / "report.md").exists()
+    assert "## The same with more classes" in (out / "report.md").read_text(encoding="utf-8")
 
     monkeypatch.setattr(runner, "draw_keys", refuse)
     runner.run(out, fresh=False, publish=True, setting=setting, only="routing")
@@ -49,9 +61,24 @@ def test_routing_alone_is_measured_once_and_publishes_its_own_section(page, sett
     assert "old parity_routing" not in published
     assert "36 messages to learn from, 12 to test on" in published
     assert "seeds 0" in published
-    report = (out / "routing" / "report.md").read_text(encoding="utf-8")
-    for row in ("exact, %", "residual kept, %", "residual kept, exported, %", "gain of keeping, points"):
+    assert (page.parent / "plots" / "ranks-routing.svg").is_file()
+    report = (out / "report.md").read_text(encoding="utf-8")
+    for row in ("exact, %", "residual kept, %", "residual kept, exported, %", "2"):
         assert f"\n| {row} | " in report
+
+
+def test_one_sided_agents_are_trained_in_three_ways_side_by_side(page, setting, tmp_path):
+    runner.run(tmp_path, fresh=False, publish=True, setting=setting, only="onesided")
+    published = page.read_text(encoding="utf-8")
+    assert "old parity_routing" in published
+    assert "old parity_skew" not in published
+    assert "have the same label (median " in published
+    for row in (
+        "| labels drawn evenly (default) | 3 | 0.01 | ",
+        "| labels drawn as they occur | 3 | 0.01 | ",
+        "| as they occur, more and larger steps | 6 | 0.015 | ",
+    ):
+        assert published.count(row) == 1
 
 
 def test_a_study_measured_in_part_keeps_its_records_and_reports_nothing(page, setting, tmp_path):
