@@ -140,12 +140,19 @@ class Lab:
 
     def learners(self, shares: Sequence[Sequence[int]], seed: int) -> list[Learner]:
         """One learner an agent, with these rows of the training texts."""
-        return [self._learner(index, rows, seed, self._setting.steps) for index, rows in enumerate(shares)]
+        setting = self._setting
+        return [
+            self._learner(index, rows, seed, setting.steps, setting.learning_rate) for index, rows in enumerate(shares)
+        ]
 
     def central(self, seed: int) -> Learner:
-        """A learner with all texts that takes as many steps a round as all agents together."""
-        agents = len(self._setting.ranks)
-        return self._learner(agents, range(len(self._train)), seed, self._setting.steps * agents)
+        """A learner with all texts that takes as many steps a round as all agents together, each that much smaller.
+
+        An average of n agents moves as far as one of them; at their rate, n times the steps do not settle (measured).
+        """
+        setting, agents = self._setting, len(self._setting.ranks)
+        rate = setting.learning_rate / agents
+        return self._learner(agents, range(len(self._train)), seed, setting.steps * agents, rate)
 
     def each(self, works: Sequence[Callable[[], Result]]) -> list[Result]:
         """Evaluate several learners at the same time, one thread each."""
@@ -158,8 +165,9 @@ class Lab:
         torch.set_num_threads(self._threads)
         return work()
 
-    def _learner(self, index: int, rows: Sequence[int], seed: int, steps: int) -> Learner:
-        training = self._config.training.model_copy(update={"seed": 1000 * seed + index, "steps": steps})
+    def _learner(self, index: int, rows: Sequence[int], seed: int, steps: int, rate: float) -> Learner:
+        changes = {"seed": 1000 * seed + index, "steps": steps, "learning_rate": rate}
+        training = self._config.training.model_copy(update=changes)
         config = self._config.model_copy(update={"training": training})
         return Learner(self._benches[index], pick(self._train, rows), config)
 

@@ -118,7 +118,7 @@ def federated(study: Callable[[], Study], key: str, split: str, seed: int) -> It
 
 
 def centralised(study: Callable[[], Study], seed: int) -> Iterator[Record]:
-    """One learner with all texts and as many steps as all agents together."""
+    """One learner with all texts; see `Lab.central`."""
     shared = study()
     setting, lab = shared.setting, shared.lab
     learner = lab.central(seed)
