@@ -178,14 +178,13 @@ def skew(results: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         results: the study of each way, by its title.
     """
-    rows, shares = [], []
+    rows, shares, rounds = [], [], []
     for title, result in results.items():
-        records, setting = [*chain.from_iterable(result["records"].values())], result["stamp"]["setting"]
-        working = working_models(records)
+        working = working_models(list(chain.from_iterable(result["records"].values())))
         shares += [record["commonest"] for record in working]
-        cells = [with_deviation(choose(working, round=number)) for number in sorted(values(working, "round"))]
-        rows.append([title, str(setting["steps"]), f"{setting['learning_rate']:g}", *cells])
-    head = ["training", "steps a round", "rate", *(f"round {number + 1}, %" for number in range(len(rows[0]) - 3))]
+        rounds = sorted(values(working, "round"))
+        rows.append([title, *(with_deviation(choose(working, round=number)) for number in rounds)])
+    head = ["training", *(f"round {number}, %" for number in rounds)]
     low, middle, high = (f"{100 * share:.0f}" for share in np.quantile(shares, (0, 0.5, 1)))
     return "\n\n".join(
         [

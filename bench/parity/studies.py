@@ -52,15 +52,9 @@ def _one_sided_as_they_occur(setting: Setting) -> Setting:
     return replace(_one_sided(setting), label_balance=0.0)
 
 
-def _one_sided_and_hasty(setting: Setting) -> Setting:
-    slow = _one_sided_as_they_occur(setting)
-    return replace(slow, steps=2 * slow.steps, learning_rate=1.5 * slow.learning_rate)
-
-
 ROUTING: Final = SideStudy("routing", "routing messages", ("exact", "keeping"), _skewed_alone)
 
 SKEW: Final = (
     SideStudy("onesided-defaults", "labels drawn evenly (default)", ("exact",), _one_sided),
     SideStudy("onesided-occurring", "labels drawn as they occur", ("exact",), _one_sided_as_they_occur),
-    SideStudy("onesided-hasty", "as they occur, more and larger steps", ("exact",), _one_sided_and_hasty),
 )
