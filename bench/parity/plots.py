@@ -71,6 +71,7 @@ def _line(axes: Any, records: Sequence[Record], label: str, color: str, style: s
 
 def _label(axes: Any, title: str) -> None:
     axes.set_xlabel("round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("accuracy, %")
     axes.set_title(title)
     axes.legend(fontsize=7)
