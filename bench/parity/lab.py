@@ -48,7 +48,7 @@ class Learner:
 
     Attributes:
         rank, scaling, examples: as the trainer has them.
-        steps: optimizer steps a round.
+        steps, learning_rate: optimizer steps a round, and their rate.
     """
 
     def __init__(self, bench: Bench, train: Sequences, config: AgentConfig) -> None:
@@ -57,7 +57,7 @@ class Learner:
         self._curve = Trainer(config, bench.tuned, bench.signature, train, bench.curve, _no_clock)
         self._whole = Trainer(config, bench.tuned, bench.signature, train, bench.whole, _no_clock)
         self.rank, self.scaling, self.examples = self._curve.rank, self._curve.scaling, self._curve.examples
-        self.steps = config.training.steps
+        self.steps, self.learning_rate = config.training.steps, config.training.learning_rate
 
     @property
     def adapter(self) -> AdapterState:

@@ -167,8 +167,10 @@ def routing(result: Mapping[str, Any]) -> str:
         parts += [
             dilution(records, split),
             "Points gained by keeping the residual, between the same seeds (± over them):",
+            gains(records, split),
+            "After the last round (± over seeds):",
+            by_rank(records, split),
         ]
-        parts += [gains(records, split), "After the last round (± over seeds):", by_rank(records, split)]
     return "\n\n".join(parts)
 
 
@@ -216,8 +218,8 @@ def gains(records: Sequence[Record], split: str) -> str:
     ranks, rows = values(exact, "rank"), []
     for number in sorted(values(exact, "round")):
         before, after = choose(exact, round=number), choose(kept, round=number)
-        by_rank = [gain(choose(before, rank=rank), choose(after, rank=rank)) for rank in ranks]
-        rows.append([str(number), *by_rank, gain(before, after)])
+        cells = [gain(choose(before, rank=rank), choose(after, rank=rank)) for rank in ranks]
+        rows.append([str(number), *cells, gain(before, after)])
     return markdown(["round", *(f"rank {rank}" for rank in ranks), "all agents"], rows)
 
 

@@ -26,6 +26,7 @@ from services.common.files import write_atomically
 
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 MAIN: Final = "parity"
+_PREFIX: Final = "parity_"
 _SOURCES: Final = Path(__file__).parent
 _AGENT: Final = ROOT / "services" / "client_agent"
 _MESSAGES: Final = ROOT / "examples" / "data"
@@ -67,8 +68,11 @@ def run(
         console.print(f"report: {out / 'report.md'}, {len(drawn)} plots", highlight=False)
     if generated and publish:
         page = PAGE.read_text(encoding="utf-8")
-        for name, text in generated.items():
-            page = fill(page, {name: text}, name)
+        if main:
+            page = fill(page, generated, _PREFIX)
+        else:
+            for name, text in generated.items():
+                page = fill(page, {name: text}, name)
         write_atomically(PAGE, page.encode())
         draw_all(draws, PAGE.parent / "plots", suffixes=("svg",))
         console.print(f"published: {PAGE}", highlight=False)

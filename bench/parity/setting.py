@@ -10,7 +10,6 @@ from services.client_agent.config import EMBEDDED
 
 EVEN: Final = "even"
 SKEWED: Final = "skewed"
-ONE_SIDED_CONCENTRATION: Final = 0.1
 
 
 @dataclass(frozen=True)

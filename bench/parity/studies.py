@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bench.parity.scenarios import Study, units
-from bench.parity.setting import ONE_SIDED_CONCENTRATION, SKEWED, Setting
+from bench.parity.setting import SKEWED, Setting
 from bench.runner import Unit
 
-ONE_SIDED: Final = "one-sided"
+ONE_SIDED: Final = {"one-sided": 0.1}
+"""Concentration of a split that leaves most agents with hardly more than one label."""
 
 ONE_SIDED_ROUNDS: Final = 3
 """Enough to see which way a training goes."""
@@ -44,8 +45,7 @@ def _skewed_alone(setting: Setting) -> Setting:
 
 
 def _one_sided(setting: Setting) -> Setting:
-    split = {ONE_SIDED: ONE_SIDED_CONCENTRATION}
-    return replace(setting, rounds=min(setting.rounds, ONE_SIDED_ROUNDS), concentrations=split)
+    return replace(setting, rounds=min(setting.rounds, ONE_SIDED_ROUNDS), concentrations=ONE_SIDED)
 
 
 def _one_sided_as_they_occur(setting: Setting) -> Setting:

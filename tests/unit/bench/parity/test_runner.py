@@ -77,6 +77,20 @@ def test_one_sided_agents_are_trained_both_ways_side_by_side(page, setting, tmp_
         assert published.count(f"\n| {side.title} | ") == 1
 
 
+def test_a_whole_run_refuses_a_page_with_a_section_that_nothing_writes(page, setting, tmp_path):
+    names = (*SECTIONS, "parity_claims", "parity_accuracy", "parity_beside", "parity_dilution")
+    complete = "\n".join(f"<!-- generated: {name} -->\nold\n<!-- end -->" for name in names)
+    stale = f"{complete}\n<!-- generated: parity_gone -->\nold\n<!-- end -->"
+    page.write_text(stale, encoding="utf-8")
+    with pytest.raises(ValueError, match="parity_gone"):
+        runner.run(tmp_path / "out", fresh=False, publish=True, setting=setting)
+    assert page.read_text(encoding="utf-8") == stale
+
+    page.write_text(complete, encoding="utf-8")
+    runner.run(tmp_path / "out", fresh=False, publish=True, setting=setting)
+    assert "\nold\n" not in page.read_text(encoding="utf-8")
+
+
 def test_a_study_measured_in_part_keeps_its_records_and_reports_nothing(page, setting, tmp_path):
     runner.run(tmp_path, fresh=False, publish=True, setting=setting, only="routing-exact")
     assert [path.name for path in (tmp_path / "routing" / "records").iterdir()] == ["routing-exact-skewed-0.json"]

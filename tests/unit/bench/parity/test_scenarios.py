@@ -74,11 +74,13 @@ def test_a_unit_gives_the_same_records_again(study):
     assert list(federated(lambda: study, "flexlora", "even", 0)) == first
 
 
-def test_centralised_training_takes_the_steps_of_all_agents(study, setting):
+def test_centralised_training_takes_the_steps_of_all_agents_each_smaller(study, setting):
     found = list(centralised(lambda: study, 0))
     assert [record["round"] for record in found] == [1, 2]
     assert found[0]["examples"] == 36
-    assert study.lab.central(0).steps == setting.steps * len(setting.ranks)
+    learner = study.lab.central(0)
+    assert learner.steps == setting.steps * len(setting.ranks)
+    assert learner.learning_rate == setting.learning_rate / len(setting.ranks)
 
 
 def test_a_residual_changes_what_a_model_says_and_is_gone_with_the_next(study):
