@@ -82,9 +82,10 @@ async def test_cut_view_streams_are_opened_again(ward):
     ward.start_all()
     await ward.until(lambda: ward.federation.factors == 2)
     ward.federation.break_streams()
-    await ward.until(lambda: all("cut" in agent.board.status.last_error for agent in ward.agents.values()))
+    await ward.until(lambda: all(agent.board.connections == 2 for agent in ward.agents.values()))
+    assert "cut" in ward.agents["c"].board.status.last_error
+    assert all(agent.board.connected for agent in ward.agents.values())
     gate.set()
-    await ward.until(lambda: all(agent.board.connected for agent in ward.agents.values()))
     await ward.finish()
     for agent in ward.agents.values():
         assert agent.board.connections == 2
