@@ -125,13 +125,16 @@ async def receive_stream(method: Any, request: Any, *, timeout_s: float | None) 
         SheLoraError: what the other side raised, or PeerUnreachable when the stream broke.
     """
     stream = method(request, timeout=timeout_s)
+    messages = stream.__aiter__()
     try:
-        async for message in stream:
+        async for message in messages:
             yield message
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error) from error
     finally:
         stream.cancel()
+        # Otherwise it and the call hold each other, and the channel's connection stays until they are collected.
+        await messages.aclose()
 
 
 async def send_stream(
@@ -174,8 +177,7 @@ async def send_stream(
                 await _written(stream.done_writing())
         return await stream
     except grpc.aio.AioRpcError as error:
-        told = ends.from_peer(error)
-        raise error_from_rpc(told) from told
+        raise error_from_rpc(ends.from_peer(error)) from error
     finally:
         stream.cancel()
         if writing is not None:
