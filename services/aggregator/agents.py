@@ -12,6 +12,7 @@ from services.aggregator.domain import AgentView, Registration, Signature
 from services.aggregator.events import Hub, Presence
 from services.aggregator.federations import checked_reason
 from services.aggregator.ledger import Change, Ledger
+from services.aggregator.pacing import Pace
 from services.aggregator.plans import is_selective, present_plan, widths
 from services.aggregator.store import StoredFederation
 from services.common.clock import Clock
@@ -65,10 +66,13 @@ class AgentLimits:
 class Agents:
     """What an agent may do; the agent is the caller's identity."""
 
-    def __init__(self, ledger: Ledger, hub: Hub, presence: Presence, clock: Clock, limits: AgentLimits) -> None:
+    def __init__(
+        self, ledger: Ledger, hub: Hub, presence: Presence, pace: Pace, clock: Clock, limits: AgentLimits
+    ) -> None:
         self._ledger = ledger
         self._hub = hub
         self._presence = presence
+        self._pace = pace
         self._clock = clock
         self._limits = limits
 
@@ -111,14 +115,20 @@ class Agents:
         return view_of(stored, identity.name, self._clock.now_ms())
 
     async def watch(self, identity: Identity, federation: str) -> AsyncIterator[AgentView]:
-        """The calling agent's view: at once, after every change, and as a sign of life.
+        """The calling agent's view: at once, after every change, and as a sign of life; once when there is no place.
 
         Raises:
             UnknownFederation, UnknownAgent: the agent has to register first.
+            QuotaExceeded: the agent has too many streams open.
             Draining: the aggregator is shutting down.
         """
-        registered((await self._ledger.read(federation)).state, identity.name)
-        with self._presence.stream(federation, identity.name):
+        present = await self._ledger.read(federation)
+        registered(present.state, identity.name)
+        with self._presence.stream(federation, identity.name) as stays:
+            if not stays:
+                self._hub.require_open()
+                yield self._parting(present, identity.name)
+                return
             shown: AgentView | None = None
             due_s = 0.0
             while True:
@@ -133,6 +143,12 @@ class Agents:
                     due_s = self._clock.monotonic_s() + self._limits.view_interval_s
                     yield view
                 await self._hub.wait(signal, max(0.0, due_s - self._clock.monotonic_s()))
+
+    def _parting(self, stored: StoredFederation, agent: str) -> AgentView:
+        """The view of an agent for whose stream there is no place."""
+        wait_s = self._pace.come_back_s(len(stored.state.agents), stored.state.rules)
+        self._presence.expect(stored.name, agent, wait_s)
+        return replace(view_of(stored, agent, self._clock.now_ms()), come_back_ms=max(1, round(1000 * wait_s)))
 
     async def leave(self, identity: Identity, federation: str, number: int, reason: str) -> None:
         """Give up the running round for the calling agent; one that is over needs no giving up.

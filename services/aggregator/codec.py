@@ -233,6 +233,7 @@ def view_to_proto(view: AgentView) -> aggregator_pb2.AgentView:
         vote_columns=view.vote_columns,
         reason=view.reason,
         now_ms=view.now_ms,
+        come_back_ms=view.come_back_ms,
     )
     if view.plan is not None:
         message.plan.CopyFrom(plan_to_proto(view.plan, view.negotiated_by))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from services.aggregator.pacing import CONNECTED_AGENTS
 from services.common.config import Address, ServiceConfig
 from services.common.identity import check_name
 from services.common.server import WINDOW_BYTES
@@ -27,6 +28,8 @@ class Limits(ServiceConfig):
     Attributes:
         max_payload_bytes: longest upload, whatever the plan would allow.
         max_agents: registered agents per federation.
+        connected_agents: agents that stay connected, and as many that send or receive payloads at once; what bounds
+            memory however many are registered. More are told when to come back.
         max_concurrent_calls: calls at once, view streams included; more are refused.
         upload_window_bytes: what an upload may send ahead of what is read. An upload over a long line brings at most
             about this much, and a chunk of 1 MiB, in each round trip; a few uploads at once hold this much memory.
@@ -34,6 +37,7 @@ class Limits(ServiceConfig):
 
     max_payload_bytes: int = Field(default=16 << 30, ge=1, le=MAX_PAYLOAD_BYTES)
     max_agents: int = Field(default=100_000, ge=2, le=100_000)
+    connected_agents: int = Field(default=CONNECTED_AGENTS, ge=2, le=100_000)
     max_concurrent_calls: int = Field(default=20_000, ge=8, le=1_000_000)
     upload_window_bytes: int = Field(default=WINDOW_BYTES, ge=64 << 10, le=64 << 20)
 

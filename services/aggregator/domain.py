@@ -236,7 +236,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class AgentView:
-    """All an agent needs to know what to do next."""
+    """All an agent needs to know what to do next; after `come_back_ms`, unless 0, it has to ask again."""
 
     state: FederationState
     task: AgentTask
@@ -250,6 +250,7 @@ class AgentView:
     vote_columns: tuple[int, ...]
     reason: str
     now_ms: int
+    come_back_ms: int = 0
 
 
 @dataclass(frozen=True)

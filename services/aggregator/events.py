@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import anyio
 
+from services.aggregator.pacing import Places
 from services.common.clock import Clock
 from shelora.errors import Draining
 
@@ -17,6 +17,8 @@ ANY: Final = ""
 
 ANYBODY: Final = ""
 """Stands for those who wait for all changes of a federation."""
+
+_LATE_S: Final = 10.0
 
 
 class Hub:
@@ -78,32 +80,37 @@ class Hub:
 class Presence:
     """Signs of life of agents, in memory: after a restart they come again within seconds."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, places: Places) -> None:
+        """`places` are those of view streams."""
         self._clock = clock
-        self._streams: Counter[tuple[str, str]] = Counter()
+        self._places = places
         self._seen_ms: dict[tuple[str, str], int] = {}
+        self._expected_s: dict[tuple[str, str], float] = {}
 
     def touch(self, federation: str, agent: str) -> None:
         """Note that an agent called."""
         self._seen_ms[federation, agent] = self._clock.now_ms()
 
     @contextmanager
-    def stream(self, federation: str, agent: str) -> Iterator[None]:
-        """Note that an agent's view stream is open as long as the context is."""
-        key = (federation, agent)
-        self._streams[key] += 1
+    def stream(self, federation: str, agent: str) -> Iterator[bool]:
+        """Note that an agent's view stream is open as long as the context is; False when there is no place for it."""
         try:
-            yield
+            with self._places.take(federation, agent) as stays:
+                yield stays
         finally:
-            self._streams[key] -= 1
             self.touch(federation, agent)
 
+    def expect(self, federation: str, agent: str, wait_s: float) -> None:
+        """Note when an agent was told to come back: until it is late it counts as connected."""
+        self._expected_s[federation, agent] = self._clock.monotonic_s() + 2 * wait_s + _LATE_S
+
     def connected(self, federation: str, agent: str) -> bool:
-        """Whether a view stream is open now."""
-        return self._streams[federation, agent] > 0
+        """Whether a view stream is open now, or the agent is expected back."""
+        expected_s = self._expected_s.get((federation, agent), 0.0)
+        return self._places.taken_by(federation, agent) or self._clock.monotonic_s() < expected_s
 
     def last_seen_ms(self, federation: str, agent: str) -> int:
         """When the agent last showed itself, 0 when not since the start; now while a stream is open."""
-        if self.connected(federation, agent):
+        if self._places.taken_by(federation, agent):
             return self._clock.now_ms()
         return self._seen_ms.get((federation, agent), 0)

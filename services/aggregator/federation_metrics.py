@@ -110,7 +110,7 @@ class _Present:
         self._target = _gauge(registry, "target_agents", "Agents that a round waits for.")
         self._quorum = _gauge(registry, "quorum", "Agents that a round needs.")
         self._agents = _gauge(registry, "agents", "Registered agents.")
-        self._connected = _gauge(registry, "connected_agents", "Agents with an open view stream.")
+        self._connected = _gauge(registry, "connected_agents", "Agents with an open view stream, or expected back.")
         self._by_state = _gauge(registry, "agents_by_state", "Registered agents: away, or by their task.", "state")
         self._members = _gauge(
             registry,

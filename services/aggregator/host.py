@@ -22,7 +22,7 @@ from services.aggregator.config import AggregatorConfig
 from services.aggregator.driver import Driver, DriverOptions
 from services.aggregator.federation_metrics import FederationMetrics
 from services.aggregator.http import http_app
-from services.aggregator.metrics import MeasuredChecks, MeasuredCompute, watch_host, watch_pool
+from services.aggregator.metrics import MeasuredChecks, MeasuredCompute, watch_host, watch_pace, watch_pool
 from services.aggregator.payloads import UploadChecks
 from services.aggregator.revocations import Revocations, follow
 from services.aggregator.service import AggregatorService, ServiceLimits
@@ -112,6 +112,7 @@ async def _engine(config: AggregatorConfig, clock: Clock) -> AsyncIterator[_Engi
     database = Database(config.database, clock=clock, registry=registry)
     try:
         service = AggregatorService(database, blobs, checks, clock, _limits(config))
+        watch_pace(registry, service.pace)
         driver = Driver(service.ledger, service.hub, blobs, compute, clock, options)
         yield _Engine(registry, blobs, service, driver)
     finally:
@@ -239,4 +240,5 @@ def _limits(config: AggregatorConfig) -> ServiceLimits:
     return ServiceLimits(
         agents=AgentLimits(max_agents=config.limits.max_agents),
         uploads=UploadLimits(max_payload_bytes=config.limits.max_payload_bytes),
+        connected_agents=config.limits.connected_agents,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.aggregator.domain import UPLOAD_KINDS, BasisResult, CohortMember, ExpectedPayload
+from services.aggregator.pacing import Pace
 from services.aggregator.ports import Arriving, Compute, PayloadChecks
 from services.common.blobs import Blob
 from services.common.clock import Clock
@@ -104,6 +106,15 @@ def watch_pool(registry: CollectorRegistry, name: str, pool: WorkerPool) -> None
     Gauge(f"shelora_{name}_waiting", "Calls that wait for a thread.", registry=registry).set_function(
         lambda: pool.waiting
     )
+
+
+def watch_pace(registry: CollectorRegistry, pace: Pace) -> None:
+    """Show the places of agents' streams and how many are taken: shelora_stream_places{kind} and ..._taken{kind}."""
+    places = Gauge("shelora_stream_places", "Agents that may have such streams at once.", ("kind",), registry=registry)
+    taken = Gauge("shelora_stream_places_taken", "Agents that have such streams.", ("kind",), registry=registry)
+    for kind, known in (("view", pace.views), ("transfer", pace.transfers)):
+        places.labels(kind).set(known.number)
+        taken.labels(kind).set_function(partial(getattr, known, "taken"))
 
 
 def watch_host(registry: CollectorRegistry, state_dir: Path, files: IdentityFiles) -> None:

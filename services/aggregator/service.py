@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +28,7 @@ from services.aggregator.downloads import Downloads
 from services.aggregator.events import Hub, Presence
 from services.aggregator.federations import Operations
 from services.aggregator.ledger import Ledger
+from services.aggregator.pacing import CONNECTED_AGENTS, Pace
 from services.aggregator.plans import widths
 from services.aggregator.ports import PayloadChecks
 from services.aggregator.store import Connection, StoredFederation
@@ -49,10 +51,12 @@ class ServiceLimits:
     Attributes:
         agents: about agents.
         uploads: about uploads.
+        connected_agents: agents whose view streams stay open, and as many that send or receive payloads.
     """
 
     agents: AgentLimits = field(default_factory=AgentLimits)
     uploads: UploadLimits = field(default_factory=UploadLimits)
+    connected_agents: int = CONNECTED_AGENTS
 
 
 class AggregatorService:
@@ -69,6 +73,7 @@ class AggregatorService:
         ledger: shared with the driver.
         hub: shared with the driver.
         presence: which agents are connected.
+        pace: how many may be.
     """
 
     def __init__(
@@ -81,10 +86,11 @@ class AggregatorService:
     ) -> None:
         allowed = limits or ServiceLimits()
         self.hub = Hub(clock)
-        self.presence = Presence(clock)
+        self.pace = Pace(allowed.connected_agents)
+        self.presence = Presence(clock, self.pace.views)
         self.ledger = Ledger(database, clock, self.hub)
         self._operations = Operations(self.ledger, clock)
-        self._agents = Agents(self.ledger, self.hub, self.presence, clock, allowed.agents)
+        self._agents = Agents(self.ledger, self.hub, self.presence, self.pace, clock, allowed.agents)
         self._uploads = Uploads(self.ledger, blobs, checks, self.hub, self.presence, allowed.uploads)
         self._downloads = Downloads(self.ledger)
 
@@ -153,8 +159,20 @@ class AggregatorService:
         return await self._agents.register(identity, registration)
 
     def watch_view(self, identity: Identity, federation: str) -> AsyncIterator[AgentView]:
-        """The agent's view: at once, after every change, and every 20 seconds; ends with Draining."""
+        """The agent's view: at once, after every change, every 20 seconds; ends with Draining or when it says so."""
         return self._agents.watch(identity, federation)
+
+    @contextlib.asynccontextmanager
+    async def transfer(self, identity: Identity, federation: str) -> AsyncIterator[None]:
+        """A place for an upload or a download, as long as the context is open.
+
+        Raises:
+            UnknownFederation: there is none of that name.
+            QuotaExceeded: there is no place now; the error says when to try again.
+        """
+        state = (await self.ledger.glance(federation)).state
+        with self.pace.transfer(federation, identity.name, len(state.agents), state.rules):
+            yield
 
     async def get_upload(self, identity: Identity, ticket: UploadTicket) -> UploadStatus:
         return await self._uploads.status(identity, ticket)

@@ -196,17 +196,19 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         identity = self._door.admit(context, Role.AGENT, federation=header.federation)
         pieces = _Pieces(messages, context)
         ticket = codec.ticket_from_proto(header)
-        receipt = await self._service.upload(identity, ticket, pieces, pieces.continue_at)
+        async with self._service.transfer(identity, header.federation):
+            receipt = await self._service.upload(identity, ticket, pieces, pieces.continue_at)
         return aggregator_pb2.UploadResponse(accepted_bytes=receipt.accepted_bytes, duplicate=receipt.duplicate)
 
     async def Download(
         self, request: aggregator_pb2.DownloadRequest, context: Context
     ) -> AsyncIterator[Any]:  # A DownloadResponse, then pieces; see `_payload_handlers`.
         identity = self._door.admit(context, Role.AGENT, federation=request.federation)
-        download = await self._service.open_download(identity, codec.download_from_proto(request))
-        yield aggregator_pb2.DownloadResponse(header=codec.download_to_proto(download))
-        async for piece in _stored_pieces(self._blobs, download.blob, download.offset):
-            yield piece
+        async with self._service.transfer(identity, request.federation):
+            download = await self._service.open_download(identity, codec.download_from_proto(request))
+            yield aggregator_pb2.DownloadResponse(header=codec.download_to_proto(download))
+            async for piece in _stored_pieces(self._blobs, download.blob, download.offset):
+                yield piece
 
     async def ReportRound(
         self, request: aggregator_pb2.ReportRoundRequest, context: Context

@@ -63,6 +63,7 @@ def view_from_proto(message: aggregator_pb2.AgentView) -> View:
         vote_columns=tuple(message.vote_columns),
         reason=message.reason,
         now_ms=message.now_ms,
+        come_back_ms=message.come_back_ms,
     )
 
 

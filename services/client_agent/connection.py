@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import grpc
 import structlog
 
 from services.client_agent.codec import (
@@ -52,27 +53,49 @@ LONG_BYTES = 4 << 20
 _CALL_TIMEOUT_S = 30.0
 _SILENCE_S = 60.0
 _LONGEST_WAIT_S = 5.0
+_LONGEST_ABSENCE_S = 600.0
 _OFFSET_DIGITS = 20
 
 
+class _Channels:
+    """Open channels to both services and what calls over them."""
+
+    def __init__(self, aggregator: str, keymanager: str, credentials: grpc.ChannelCredentials) -> None:
+        self._channels = tuple(open_channel(address, credentials) for address in (aggregator, keymanager))
+        self.rounds = rounds_stub(self._channels[0])
+        self.keys = KeyManagerClient(self._channels[1])
+
+    async def close(self) -> None:
+        """Close at once."""
+        for channel in self._channels:
+            await channel.close()
+
+
 class _Link:
-    """Channels to both services under one certificate; retired by a renewal, closed once nobody uses it."""
+    """The channels under one certificate, opened for the first call; retired by a renewal.
+
+    Attributes:
+        retired: set when another certificate is in use; the channels are closed once no call uses them.
+        lasting: whether the channels stay open between calls.
+    """
 
     def __init__(self, aggregator: str, keymanager: str, files: IdentityFiles) -> None:
         self._aggregator = aggregator
+        self._keymanager = keymanager
         self._credentials = channel_credentials(files)
-        self._channels = tuple(open_channel(address, self._credentials) for address in (aggregator, keymanager))
-        self.rounds = rounds_stub(self._channels[0])
-        self.keys = KeyManagerClient(self._channels[1])
-        self.retired = asyncio.Event()
+        self._channels: _Channels | None = None
         self._users = 0
+        self.retired = asyncio.Event()
+        self.lasting = True
 
     @contextlib.asynccontextmanager
-    async def used(self) -> AsyncIterator[_Link]:
-        """Keep the channels open for a call."""
+    async def used(self) -> AsyncIterator[_Channels]:
+        """Open channels for a call."""
+        if self._channels is None:
+            self._channels = _Channels(self._aggregator, self._keymanager, self._credentials)
         self._users += 1
         try:
-            yield self
+            yield self._channels
         finally:
             self._users -= 1
             await self._close_if_idle()
@@ -85,7 +108,8 @@ class _Link:
         after a long upload; thousands of connections that wait for the next round would hold thousands of them.
         """
         if size_bytes < LONG_BYTES:
-            yield self.rounds
+            async with self.used() as channels:
+                yield channels.rounds
             return
         channel = open_channel(self._aggregator, self._credentials)
         try:
@@ -99,12 +123,13 @@ class _Link:
         await self._close_if_idle()
 
     async def close(self) -> None:
-        """Close at once."""
-        for channel in self._channels:
-            await channel.close()
+        """Close at once; a later call opens new channels."""
+        channels, self._channels = self._channels, None
+        if channels is not None:
+            await channels.close()
 
     async def _close_if_idle(self) -> None:
-        if self.retired.is_set() and not self._users:
+        if not self._users and (self.retired.is_set() or not self.lasting):
             await self.close()
 
 
@@ -157,27 +182,29 @@ class Connection:
 
     async def fetch_epoch(self, number: int, hpke_public_key: bytes) -> FetchedEpoch:
         """A key epoch with its sealed secrets."""
-        async with self._link.used() as link:
-            return await link.keys.fetch_epoch(number, hpke_public_key)
+        async with self._link.used() as channels:
+            return await channels.keys.fetch_epoch(number, hpke_public_key)
 
     async def terms(self) -> Terms:
         """Key epoch in force and basis cap of the federation."""
         request = aggregator_pb2.GetTermsRequest(federation=self._federation)
-        async with self._link.used() as link:
-            answer = await call(link.rounds.GetTerms, request, timeout_s=_CALL_TIMEOUT_S)
+        async with self._link.used() as channels:
+            answer = await call(channels.rounds.GetTerms, request, timeout_s=_CALL_TIMEOUT_S)
         check_peer_version(answer.version)
         return terms_from_proto(answer)
 
     async def register(self, registration: Registration) -> View:
         """Register or register again."""
         request = registration_to_proto(self._federation, registration)
-        async with self._link.used() as link:
-            answer = await call(link.rounds.RegisterAgent, request, timeout_s=_CALL_TIMEOUT_S)
+        async with self._link.used() as channels:
+            answer = await call(channels.rounds.RegisterAgent, request, timeout_s=_CALL_TIMEOUT_S)
         check_peer_version(answer.version)
         return view_from_proto(answer.view)
 
     async def watch(self) -> AsyncGenerator[View, None]:
         """The agent's view now and after every change, across renewals of the certificate.
+
+        An aggregator with more agents than it keeps connected ends the stream and says when to ask again.
 
         Raises:
             PeerUnreachable: the stream broke or was silent for a minute.
@@ -185,17 +212,34 @@ class Connection:
         """
         request = aggregator_pb2.WatchFederationRequest(federation=self._federation)
         while True:
-            async with self._link.used() as link:
-                stream = receive_stream(link.rounds.WatchFederation, request, timeout_s=None)
+            link = self._link
+            async with link.used() as channels:
+                stream = receive_stream(channels.rounds.WatchFederation, request, timeout_s=None)
+                come_back_s = 0.0
                 try:
-                    while (message := await _next(stream, link.retired)) is not None:
-                        yield view_from_proto(message.view)
+                    while not come_back_s and (message := await _next(stream, link.retired)) is not None:
+                        view = view_from_proto(message.view)
+                        come_back_s = min(view.come_back_ms / 1000, _LONGEST_ABSENCE_S)
+                        link.lasting = not come_back_s
+                        yield view
                 finally:
                     await stream.aclose()
-                if self._refused is not None:
-                    raise self._refused
-                if not link.retired.is_set():
-                    return
+            if come_back_s:
+                await self._stay_away(come_back_s, link)
+            if self._refused is not None:
+                raise self._refused
+            if not come_back_s and not link.retired.is_set():
+                return
+
+    async def _stay_away(self, seconds: float, link: _Link) -> None:
+        """Wait for that long, or until the certificate is another one or will be renewed no more."""
+        waits = {asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(link.retired.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def upload(self, upload: Upload, report: Report) -> int:
         """Send a payload to the end, resuming where it stopped; returns its bytes."""
@@ -207,7 +251,7 @@ class Connection:
 
         async def attempt() -> None:
             requests = UploadRequests(header, upload.path, report)
-            async with self._link.used() as link, link.rounds_for(payload.size_bytes) as rounds:
+            async with self._link.rounds_for(payload.size_bytes) as rounds:
                 await send_stream(rounds.Upload, requests, timeout_s=None, asked=requests.continue_at)
 
         await self._retrying(attempt)
@@ -228,8 +272,8 @@ class Connection:
                 kind=KIND_TO_WIRE[kind],
                 offset=offset,
             )
-            async with self._link.used() as link:
-                stream = receive_stream(link.rounds.Download, request, timeout_s=None)
+            async with self._link.used() as channels:
+                stream = receive_stream(channels.rounds.Download, request, timeout_s=None)
                 try:
                     return await self._receive(stream, path, offset, report)
                 except (SizeMismatch, ChecksumMismatch) as error:
@@ -246,16 +290,16 @@ class Connection:
         )
 
         async def attempt() -> None:
-            async with self._link.used() as link:
-                await call(link.rounds.ReportRound, request, timeout_s=_CALL_TIMEOUT_S)
+            async with self._link.used() as channels:
+                await call(channels.rounds.ReportRound, request, timeout_s=_CALL_TIMEOUT_S)
 
         await self._retrying(attempt)
 
     async def leave_round(self, round_number: int, reason: str) -> None:
         """Give up a round."""
         request = aggregator_pb2.LeaveRoundRequest(federation=self._federation, round=round_number, reason=reason[:200])
-        async with self._link.used() as link:
-            await call(link.rounds.LeaveRound, request, timeout_s=_CALL_TIMEOUT_S)
+        async with self._link.used() as channels:
+            await call(channels.rounds.LeaveRound, request, timeout_s=_CALL_TIMEOUT_S)
 
     async def _receive(self, stream: AsyncIterator[Any], path: Path, offset: int, report: Report) -> Received:
         """Header and chunks of one download into a file."""

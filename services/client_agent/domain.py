@@ -92,6 +92,7 @@ class View:
     vote_columns: tuple[int, ...]
     reason: str
     now_ms: int
+    come_back_ms: int = 0
 
     @property
     def assignment(self) -> tuple[AgentTask, int, int]:

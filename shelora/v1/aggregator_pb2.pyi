@@ -1334,6 +1334,7 @@ class AgentView(_message.Message):
     VOTE_COLUMNS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     NOW_MS_FIELD_NUMBER: _builtins.int
+    COME_BACK_MS_FIELD_NUMBER: _builtins.int
     state: Global___FederationState.ValueType
     """State of the federation."""
     task: Global___AgentTask.ValueType
@@ -1352,6 +1353,8 @@ class AgentView(_message.Message):
     """Why the federation stopped, if it did."""
     now_ms: _builtins.int
     """Milliseconds since the Unix epoch on the aggregator's clock, to see clock skew."""
+    come_back_ms: _builtins.int
+    """When to ask for the next view, in milliseconds from now: the stream ends after this one. 0: it stays open."""
     @_builtins.property
     def plan(self) -> Global___Plan:
         """Plan in force (while negotiating: the plan being negotiated, without priorities)."""
@@ -1374,10 +1377,11 @@ class AgentView(_message.Message):
         vote_columns: _abc.Iterable[_builtins.int] | None = ...,
         reason: _builtins.str = ...,
         now_ms: _builtins.int = ...,
+        come_back_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "last_published_round", b"last_published_round", "now_ms", b"now_ms", "phase", b"phase", "plan", b"plan", "reason", b"reason", "round", b"round", "rounds", b"rounds", "state", b"state", "task", b"task", "vote_columns", b"vote_columns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["come_back_ms", b"come_back_ms", "deadline_ms", b"deadline_ms", "last_published_round", b"last_published_round", "now_ms", b"now_ms", "phase", b"phase", "plan", b"plan", "reason", b"reason", "round", b"round", "rounds", b"rounds", "state", b"state", "task", b"task", "vote_columns", b"vote_columns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -526,7 +526,8 @@ class RoundServiceServicer:
 
     def WatchFederation(self, request, context):
         """Streams the calling agent's view of the federation: the whole view at once, then again after every change and at least every
-        20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. Role agent.
+        20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. With more agents than
+        the aggregator keeps connected, the stream ends after a view that says when to ask again (`come_back_ms`). Role agent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

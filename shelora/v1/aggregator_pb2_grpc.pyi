@@ -172,7 +172,8 @@ class RoundServiceStub:
     """Registers or re-registers the calling agent with its capabilities. Role agent."""
     WatchFederation: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchFederationRequest, _aggregator_pb2.WatchFederationResponse]
     """Streams the calling agent's view of the federation: the whole view at once, then again after every change and at least every
-    20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. Role agent.
+    20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. With more agents than
+    the aggregator keeps connected, the stream ends after a view that says when to ask again (`come_back_ms`). Role agent.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetUploadRequest, _aggregator_pb2.GetUploadResponse]
     """Tells how many bytes of an upload are staged, so that a cut upload continues there. Role agent."""
@@ -199,7 +200,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """Registers or re-registers the calling agent with its capabilities. Role agent."""
     WatchFederation: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchFederationRequest, _aggregator_pb2.WatchFederationResponse]  # type: ignore[assignment]
     """Streams the calling agent's view of the federation: the whole view at once, then again after every change and at least every
-    20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. Role agent.
+    20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. With more agents than
+    the aggregator keeps connected, the stream ends after a view that says when to ask again (`come_back_ms`). Role agent.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetUploadRequest, _aggregator_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Tells how many bytes of an upload are staged, so that a cut upload continues there. Role agent."""
@@ -241,7 +243,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.WatchFederationResponse], _abc.AsyncIterator[_aggregator_pb2.WatchFederationResponse]]:
         """Streams the calling agent's view of the federation: the whole view at once, then again after every change and at least every
-        20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. Role agent.
+        20 seconds as a sign of life. The view says what to do next, so a reconnected agent needs nothing else. With more agents than
+        the aggregator keeps connected, the stream ends after a view that says when to ask again (`come_back_ms`). Role agent.
         """
 
     @_abc_1.abstractmethod

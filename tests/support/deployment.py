@@ -128,7 +128,7 @@ class Deployment:
     async def stop_keymanager(self) -> None:
         await self._keymanager_stack.aclose()
 
-    async def start_aggregator(self) -> None:
+    async def start_aggregator(self, **changes: Any) -> None:
         folder = self.folder / "aggregator"
         enrolment = self.folder / "aggregator.json"
         names = ("localhost", "127.0.0.1")
@@ -139,6 +139,7 @@ class Deployment:
             ops_listen="127.0.0.1:0",
             state_dir=folder,
             enrolment_file=enrolment,
+            **changes,
         )
         stop, ready_file = asyncio.Event(), self.folder / "aggregator-ready.json"
         task = asyncio.create_task(aggregator_host.serve(config, SystemClock(), stop, ready_file))

@@ -204,6 +204,17 @@ async def test_another_model_is_refused(deployment):
         await asyncio.wait_for(stranger.life, 30)
 
 
+async def test_more_agents_than_the_aggregator_keeps_connected(deployment):
+    await deployment.stop_aggregator()
+    await deployment.start_aggregator(limits={"connected_agents": 2})
+    await start_all(deployment)
+    await deployment.create()
+    await deployment.finish()
+    for number in (1, 2):
+        verdict = verify_round(deployment.reveals(), number)
+        assert (verdict.counted, verdict.difference <= BOUND) == (NAMES, True)
+
+
 async def connection_of(deployment: Deployment, name: str, clock=None, **changes) -> Connection:
     await deployment.enrol(name)
     config = deployment.config(name, 0, **changes)
