@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from services.common.digests import digest_of_file
 from services.common.identity import Role
 from services.operators.client import FederationClient
 from services.operators.domain import FederationSpec
+from shelora.errors import PeerUnreachable
 from shelora.he.parameters import CkksParameters
 from shelora.plan import ModelShapes, ModuleShape
 from shelora.rounds.phases import AgentTask
@@ -104,27 +105,43 @@ class SyntheticAgent:
         self._workload = workload
         self._factors = factors
         self._cipher = cipher
+        self._view: View | None = None
+        self._changed = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def selective(self) -> bool:
         """Whether columns are sent in the clear, so that the agents have to agree on an order."""
         return self._workload.hidden < _WIDTH
 
-    async def register(self) -> None:
-        """Join the federation."""
+    async def _register(self) -> None:
         signature = Signature(self._workload.shapes, bytes(32), bytes(32), "SEQ_CLS")
         digest = PARAMETERS.digest()
         await self.connection.register(
             Registration(_RANK, self._workload.columns, "full", signature, 1, digest, examples=100)
         )
 
+    async def __aenter__(self) -> SyntheticAgent:
+        """Join the federation and listen like a real agent, until the context ends."""
+        await self._register()
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop listening."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+
     async def until(self, task: AgentTask, round_number: int) -> View:
         """Wait for what the aggregator asks for in a round, 0 for any."""
-        async with contextlib.aclosing(self.connection.watch()) as views:
-            async for view in views:
-                if view.task is task and round_number in (0, view.round) and view.plan is not None:
-                    return view
-        raise RuntimeError("the view stream ended")
+        return await self._seen(
+            lambda view: view.task is task and round_number in (0, view.round) and view.plan is not None
+        )
+
+    async def published(self, round_number: int) -> None:
+        """Wait until a round is published."""
+        await self._seen(lambda view: view.last_published_round >= round_number)
 
     async def negotiate(self, folder: Path) -> None:
         """Send sensitivities, one value a column; asked for when not everything is encrypted."""
@@ -152,6 +169,32 @@ class SyntheticAgent:
         digest = digest_of_file(self._cipher)
         return Upload(PayloadKind.CIPHER, self._cipher, round_number, view.plan, received.layout_digest, digest=digest)
 
+    async def _watch(self) -> None:
+        try:
+            async with contextlib.aclosing(self.connection.watch()) as views:
+                async for view in views:
+                    self._view = view
+                    self._tell()
+            raise PeerUnreachable("the view stream ended")
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _seen(self, wanted: Callable[[View], bool]) -> View:
+        while self._view is None or not wanted(self._view):
+            changed = self._changed
+            if self._watching is None or self._watching.done():
+                raise RuntimeError("nobody listens to the aggregator's views") from _failure(self._watching)
+            await changed.wait()
+        return self._view
+
+
+def _failure(task: asyncio.Task[None] | None) -> BaseException | None:
+    return None if task is None or task.cancelled() else task.exception()
+
 
 def silent(_fraction: float, _detail: str) -> None:
     """Reports progress to nobody."""
@@ -169,8 +212,11 @@ async def connected(stage: Stage, server: Server, names: Sequence[str]) -> Async
         yield connections
 
 
-async def begin(operator: FederationClient, agents: Sequence[SyntheticAgent], rounds: int, folder: Path) -> None:
-    """Create a federation, register everybody, start, and negotiate if need be."""
+@contextlib.asynccontextmanager
+async def begun(
+    operator: FederationClient, agents: Sequence[SyntheticAgent], rounds: int, folder: Path
+) -> AsyncIterator[None]:
+    """A federation that everybody has joined; it is started, and the agents have negotiated if need be."""
     spec = FederationSpec(
         federation=FEDERATION,
         rounds=rounds,
@@ -184,8 +230,10 @@ async def begin(operator: FederationClient, agents: Sequence[SyntheticAgent], ro
         cipher_timeout_s=_LONG_S,
     )
     await operator.create(spec)
-    for agent in agents:
-        await agent.register()
-    await operator.start(FEDERATION)
-    if agents[0].selective:
-        await asyncio.gather(*(agent.negotiate(folder) for agent in agents))
+    async with contextlib.AsyncExitStack() as stack:
+        for agent in agents:
+            await stack.enter_async_context(agent)
+        await operator.start(FEDERATION)
+        if agents[0].selective:
+            await asyncio.gather(*(agent.negotiate(folder) for agent in agents))
+        yield

@@ -13,10 +13,9 @@ from typing import Final
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
-from bench.aggregator.agents import SyntheticAgent, Workload, begin, connected, silent
+from bench.aggregator.agents import SyntheticAgent, Workload, begun, connected, silent
 from bench.aggregator.stage import Stage
 from bench.records import Record
-from services.client_agent.connection import Connection
 from services.client_agent.domain import PayloadKind
 
 _AGENTS: Final = 2
@@ -50,7 +49,7 @@ async def _far(folder: Path, workload: Workload, round_trip_s: float, window: in
         operator = await stack.enter_async_context(stage.operator(near))
         connections = await stack.enter_async_context(connected(stage, replace(near, address=address), names))
         agents = [SyntheticAgent(connection, workload, *files) for connection in connections]
-        await begin(operator, agents, _ROUNDS, folder)
+        await stack.enter_async_context(begun(operator, agents, _ROUNDS, folder))
         for number in range(1, _ROUNDS + 1):
             for agent in agents:
                 await agent.connection.upload(await agent.factors(number), silent)
@@ -60,7 +59,7 @@ async def _far(folder: Path, workload: Workload, round_trip_s: float, window: in
                 started = time.perf_counter()
                 await agent.connection.upload(cipher, silent)
                 up_s.append(time.perf_counter() - started)
-            await _published(connections[0], number)
+            await agents[0].published(number)
             for agent, seconds in zip(agents, up_s, strict=True):
                 target = folder / f"sum-{agent.connection.name}"
                 started = time.perf_counter()
@@ -69,13 +68,6 @@ async def _far(folder: Path, workload: Workload, round_trip_s: float, window: in
                     down_s = time.perf_counter() - started
                     yield {"bytes": workload.cipher_bytes, "up_s": seconds, "down_s": down_s}
                 target.unlink()
-
-
-async def _published(connection: Connection, number: int) -> None:
-    async with contextlib.aclosing(connection.watch()) as views:
-        async for view in views:
-            if view.last_published_round >= number:
-                return
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.aggregator.agents import SyntheticAgent, Workload, begin, connected, silent
+from bench.aggregator.agents import SyntheticAgent, Workload, begun, connected, silent
 from bench.aggregator.stage import Server, Stage
 from bench.processes import cpu_s, touch_memory
 from bench.records import Record
@@ -41,7 +41,7 @@ async def uploads(folder: Path, workload: Workload, at_once: int, rounds: int) -
         agents = [
             SyntheticAgent(connection, workload, *paths) for connection, paths in zip(connections, files, strict=True)
         ]
-        await begin(operator, agents, rounds, folder)
+        await stack.enter_async_context(begun(operator, agents, rounds, folder))
         for number in range(1, rounds + 1):
             await asyncio.gather(*(_send_factors(agent, number) for agent in agents))
             ciphers = [await agent.cipher(number, folder) for agent in agents]

@@ -73,17 +73,19 @@ def ingest(records: Records) -> str:
 def memory(records: Sequence[Record]) -> str:
     """Resident memory by cohort."""
     rows = [
-        [str(record["agents"]), f"{record['bytes'] / _MB:.0f} MB"]
-        + [f"{record[key] / _MB:.0f} MB" for key in ("idle_bytes", "sampled_bytes", "most_bytes")]
+        [str(record[key]) for key in ("places", "agents", "rounds")]
+        + [f"{record[key] / _MB:.0f} MB" for key in ("bytes", "idle_bytes", "sampled_bytes", "most_bytes")]
         for record in records
     ]
-    return markdown(["agents at once", "ciphertext", "resident before", "most while uploading", "most ever"], rows)
+    head = ["`connected_agents`", "agents", "rounds", "ciphertext", "resident before", "most meanwhile", "most ever"]
+    return markdown(head, rows)
 
 
 def fleet(records: Sequence[Record]) -> str:
     """What an agent costs in a round, by cohort."""
     rows = [
         [
+            str(record["places"]),
             str(record["agents"]),
             f"{record['seconds']:.1f} s",
             f"{1e3 * record['cpu_s'] / record['agents']:.0f} ms",
@@ -91,7 +93,8 @@ def fleet(records: Sequence[Record]) -> str:
         ]
         for record in records
     ]
-    return markdown(["agents", "registration to publication", "aggregator CPU an agent", "most resident"], rows)
+    head = ["`connected_agents`", "agents", "registration to publication", "aggregator CPU an agent", "most resident"]
+    return markdown(head, rows)
 
 
 def distance(records: Sequence[Record]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.aggregator.agents import Workload
-from bench.aggregator.cohorts import cohorts
+from bench.aggregator.cohorts import Cohort, cohorts
 from bench.aggregator.distance import distances
 from bench.aggregator.ingest import uploads
 from bench.aggregator.sums import sums
@@ -31,10 +31,16 @@ TINY: Final = Workload(1)
 
 ROUNDS: Final = 15
 
-COHORTS: Final = (4, 16, 64, 160)
-"""Agents that upload 43 MB each at the same time."""
+COHORTS: Final = (
+    *(Cohort(agents) for agents in (4, 16, 64, 160)),
+    *(Cohort(agents, rounds, places=16) for agents, rounds in ((16, 10), (40, 4), (160, 1))),
+)
+"""Agents that upload 43 MB each at the same time; then the same uploads in all by ever more agents for few places."""
 
-FLEETS: Final = (10, 100, 1000)
+FLEETS: Final = (
+    *(Cohort(agents) for agents in (10, 100, 1000)),
+    *(Cohort(agents, places=64) for agents in (100, 1000)),
+)
 """Agents of a round whose payloads are small, so that what an agent costs besides its bytes shows."""
 
 ROUND_TRIPS_S: Final = (0.02, 0.1)
