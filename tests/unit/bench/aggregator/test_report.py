@@ -35,8 +35,14 @@ def test_ingest_leaves_the_first_round_out():
 
 
 def test_memory_is_shown_by_cohort():
-    record = {"agents": 4, "bytes": 172e6, "idle_bytes": 135e6, "sampled_bytes": 180e6, "most_bytes": 181e6}
-    assert "| 4 | 172 MB | 135 MB | 180 MB | 181 MB |" in report.memory([record])
+    cohort = {"places": 16, "agents": 4, "rounds": 2}
+    record = {**cohort, "bytes": 172e6, "idle_bytes": 135e6, "sampled_bytes": 180e6, "most_bytes": 181e6}
+    assert "| 16 | 4 | 2 | 172 MB | 135 MB | 180 MB | 181 MB |" in report.memory([record])
+
+
+def test_a_fleet_s_agents_are_shown_with_what_one_of_them_costs():
+    record = {"places": 64, "agents": 100, "seconds": 2.54, "cpu_s": 2.3, "most_bytes": 170e6}
+    assert "| 64 | 100 | 2.5 s | 23 ms | 170 MB |" in report.fleet([record])
 
 
 def test_distance_is_shown_by_round_trip_and_window():

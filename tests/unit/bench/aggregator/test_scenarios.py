@@ -6,6 +6,7 @@ from anyio.abc import SocketAttribute
 
 from bench.aggregator import sums as sums_module
 from bench.aggregator.agents import PARAMETERS, Workload
+from bench.aggregator.cohorts import Cohort, cohorts
 from bench.aggregator.distance import distances, relay
 from bench.aggregator.ingest import uploads
 from services.aggregator.residue_sums import check_ciphertext
@@ -25,6 +26,14 @@ async def test_uploads_are_taken_by_both_servers(tmp_path):
     records = [record async for record in uploads(tmp_path, Workload(1, hidden=256), 2, 1)]
     assert [(record["at_once"], record["bytes"]) for record in records] == [(2, 2 * 65536)]
     assert all(records[0][key] > 0 for key in ("product_s", "bare_s", "stream_s"))
+
+
+@pytest.mark.timeout(120)
+async def test_more_agents_than_places_take_part_in_every_round(tmp_path):
+    (record,) = [record async for record in cohorts(tmp_path, Workload(1), [Cohort(3, rounds=2, places=2)])]
+    assert (record["counted"], record["bytes"]) == (6, 6 * 16 * 65536)
+    assert 0 < record["idle_bytes"] <= record["most_bytes"]
+    assert 0 < record["sampled_bytes"] <= record["most_bytes"]
 
 
 async def test_a_relay_lets_every_byte_wait():
