@@ -57,45 +57,31 @@ _LONGEST_ABSENCE_S = 600.0
 _OFFSET_DIGITS = 20
 
 
-class _Channels:
-    """Open channels to both services and what calls over them."""
-
-    def __init__(self, aggregator: str, keymanager: str, credentials: grpc.ChannelCredentials) -> None:
-        self._channels = tuple(open_channel(address, credentials) for address in (aggregator, keymanager))
-        self.rounds = rounds_stub(self._channels[0])
-        self.keys = KeyManagerClient(self._channels[1])
-
-    async def close(self) -> None:
-        """Close at once."""
-        for channel in self._channels:
-            await channel.close()
-
-
 class _Link:
-    """The channels under one certificate, opened for the first call; retired by a renewal.
+    """The channel to the aggregator under one certificate, opened for the first call; retired by a renewal.
 
     Attributes:
-        retired: set when another certificate is in use; the channels are closed once no call uses them.
-        lasting: whether the channels stay open between calls.
+        retired: set when another certificate is in use; the channel is closed once no call uses it.
+        lasting: whether the channel stays open between calls.
     """
 
-    def __init__(self, aggregator: str, keymanager: str, files: IdentityFiles) -> None:
+    def __init__(self, aggregator: str, files: IdentityFiles) -> None:
         self._aggregator = aggregator
-        self._keymanager = keymanager
         self._credentials = channel_credentials(files)
-        self._channels: _Channels | None = None
+        self._channel: grpc.aio.Channel | None = None
         self._users = 0
         self.retired = asyncio.Event()
         self.lasting = True
 
     @contextlib.asynccontextmanager
-    async def used(self) -> AsyncIterator[_Channels]:
-        """Open channels for a call."""
-        if self._channels is None:
-            self._channels = _Channels(self._aggregator, self._keymanager, self._credentials)
+    async def used(self) -> AsyncIterator[aggregator_pb2_grpc.RoundServiceStub]:
+        """What a call goes through."""
+        if self._channel is None:
+            self._channel = open_channel(self._aggregator, self._credentials)
+            self._rounds = rounds_stub(self._channel)
         self._users += 1
         try:
-            yield self._channels
+            yield self._rounds
         finally:
             self._users -= 1
             await self._close_if_idle()
@@ -108,8 +94,8 @@ class _Link:
         after a long upload; thousands of connections that wait for the next round would hold thousands of them.
         """
         if size_bytes < LONG_BYTES:
-            async with self.used() as channels:
-                yield channels.rounds
+            async with self.used() as rounds:
+                yield rounds
             return
         channel = open_channel(self._aggregator, self._credentials)
         try:
@@ -123,10 +109,10 @@ class _Link:
         await self._close_if_idle()
 
     async def close(self) -> None:
-        """Close at once; a later call opens new channels."""
-        channels, self._channels = self._channels, None
-        if channels is not None:
-            await channels.close()
+        """Close at once; a later call opens another channel."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
     async def _close_if_idle(self) -> None:
         if not self._users and (self.retired.is_set() or not self.lasting):
@@ -134,7 +120,7 @@ class _Link:
 
 
 class Connection:
-    """Both channels of one agent. Use as an async context manager; it renews the certificate while open.
+    """The calls of one agent. Use as an async context manager; it renews the certificate while open.
 
     Transient failures of uploads, downloads and reports are retried until the caller cancels; the other calls raise.
     """
@@ -157,7 +143,7 @@ class Connection:
         self._files = files
         self._clock = clock
         self._rng = random.Random()  # noqa: S311  # spreads retries, protects nothing
-        self._link = _Link(aggregator, keymanager, files)
+        self._link = _Link(aggregator, files)
         self._renewal: asyncio.Task[None] | None = None
         self._refused: SheLoraError | None = None
 
@@ -174,30 +160,30 @@ class Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop renewing and close the channels."""
+        """Stop renewing and close the channel."""
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
         await self._link.close()
 
     async def fetch_epoch(self, number: int, hpke_public_key: bytes) -> FetchedEpoch:
-        """A key epoch with its sealed secrets."""
-        async with self._link.used() as channels:
-            return await channels.keys.fetch_epoch(number, hpke_public_key)
+        """A key epoch with its sealed secrets, over a connection of its own: an agent asks once an epoch."""
+        async with open_channel(self._keymanager, channel_credentials(self._files)) as channel:
+            return await KeyManagerClient(channel).fetch_epoch(number, hpke_public_key)
 
     async def terms(self) -> Terms:
         """Key epoch in force and basis cap of the federation."""
         request = aggregator_pb2.GetTermsRequest(federation=self._federation)
-        async with self._link.used() as channels:
-            answer = await call(channels.rounds.GetTerms, request, timeout_s=_CALL_TIMEOUT_S)
+        async with self._link.used() as rounds:
+            answer = await call(rounds.GetTerms, request, timeout_s=_CALL_TIMEOUT_S)
         check_peer_version(answer.version)
         return terms_from_proto(answer)
 
     async def register(self, registration: Registration) -> View:
         """Register or register again."""
         request = registration_to_proto(self._federation, registration)
-        async with self._link.used() as channels:
-            answer = await call(channels.rounds.RegisterAgent, request, timeout_s=_CALL_TIMEOUT_S)
+        async with self._link.used() as rounds:
+            answer = await call(rounds.RegisterAgent, request, timeout_s=_CALL_TIMEOUT_S)
         check_peer_version(answer.version)
         return view_from_proto(answer.view)
 
@@ -213,8 +199,8 @@ class Connection:
         request = aggregator_pb2.WatchFederationRequest(federation=self._federation)
         while True:
             link = self._link
-            async with link.used() as channels:
-                stream = receive_stream(channels.rounds.WatchFederation, request, timeout_s=None)
+            async with link.used() as rounds:
+                stream = receive_stream(rounds.WatchFederation, request, timeout_s=None)
                 come_back_s = 0.0
                 try:
                     while not come_back_s and (message := await _next(stream, link.retired)) is not None:
@@ -272,8 +258,8 @@ class Connection:
                 kind=KIND_TO_WIRE[kind],
                 offset=offset,
             )
-            async with self._link.used() as channels:
-                stream = receive_stream(channels.rounds.Download, request, timeout_s=None)
+            async with self._link.used() as rounds:
+                stream = receive_stream(rounds.Download, request, timeout_s=None)
                 try:
                     return await self._receive(stream, path, offset, report)
                 except (SizeMismatch, ChecksumMismatch) as error:
@@ -290,16 +276,16 @@ class Connection:
         )
 
         async def attempt() -> None:
-            async with self._link.used() as channels:
-                await call(channels.rounds.ReportRound, request, timeout_s=_CALL_TIMEOUT_S)
+            async with self._link.used() as rounds:
+                await call(rounds.ReportRound, request, timeout_s=_CALL_TIMEOUT_S)
 
         await self._retrying(attempt)
 
     async def leave_round(self, round_number: int, reason: str) -> None:
         """Give up a round."""
         request = aggregator_pb2.LeaveRoundRequest(federation=self._federation, round=round_number, reason=reason[:200])
-        async with self._link.used() as channels:
-            await call(channels.rounds.LeaveRound, request, timeout_s=_CALL_TIMEOUT_S)
+        async with self._link.used() as rounds:
+            await call(rounds.LeaveRound, request, timeout_s=_CALL_TIMEOUT_S)
 
     async def _receive(self, stream: AsyncIterator[Any], path: Path, offset: int, report: Report) -> Received:
         """Header and chunks of one download into a file."""
@@ -340,9 +326,9 @@ class Connection:
             self._link.retired.set()
 
     async def _reopen(self) -> None:
-        """Use the renewed certificate from now on; calls in flight finish on the old channels."""
-        old, self._link = self._link, _Link(self._aggregator, self._keymanager, self._files)
-        log.info("certificate renewed, channels reopened")
+        """Use the renewed certificate from now on; calls in flight finish on the old channel."""
+        old, self._link = self._link, _Link(self._aggregator, self._files)
+        log.info("certificate renewed, channel reopened")
         await old.retire()
 
 
@@ -411,7 +397,7 @@ async def connect(
     clock: Clock,
     on_error: Callable[[SheLoraError], None] = lambda _error: None,
 ) -> Connection:
-    """Enrol if needed and open the channels; `on_error` is told of failures that are retried.
+    """Enrol if needed and make the connection; `on_error` is told of failures that are retried.
 
     Raises:
         InvalidConfiguration: no key manager address anywhere, or the certificate is for another federation.

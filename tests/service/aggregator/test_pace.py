@@ -103,7 +103,7 @@ async def test_an_agent_without_a_place_comes_back_over_connections_that_it_clos
         assert replace(first, now_ms=0, come_back_ms=0) == replace(second, now_ms=0, come_back_ms=0)
         assert (second.now_ms - first.now_ms) >= 0.9 * first.come_back_ms >= 450
         third = asyncio.ensure_future(anext(seen))
-        await until(lambda: connection._link._channels is None, "the connection is closed")
+        await until(lambda: connection._link._channel is None, "the connection is closed")
         await third
         assert 'shelora_stream_places_taken{kind="view"} 2.0' in await metrics(aggregator)
 

@@ -288,7 +288,7 @@ async def test_a_certificate_for_another_federation_is_noticed(deployment):
         await connect(config, AgentState(config.state_dir), SystemClock())
 
 
-async def test_a_renewed_certificate_reopens_the_channels_and_cuts_nothing(deployment):
+async def test_a_renewed_certificate_reopens_the_channel_and_cuts_nothing(deployment):
     clock = JumpingClock()
     await deployment.create()
     connection = await connection_of(deployment, "agent-0", clock)
@@ -303,7 +303,7 @@ async def test_a_renewed_certificate_reopens_the_channels_and_cuts_nothing(deplo
         clock.set_offset(86_400 * 2 / 3 + 5)
         await until(lambda: certificate.read_bytes() != before, "the certificate is renewed")
         clock.set_offset(0)
-        await until(lambda: connection._link is not link and not link._users, "the old channels are idle")
+        await until(lambda: connection._link is not link and not link._users, "the old channel is idle")
         assert not following.done()
         assert (await connection.terms()).epoch == 1
         await deployment.operator.stop(FEDERATION, "enough")
