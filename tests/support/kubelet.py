@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support import kubectl_stand_in
 from support.manifests import FOLDER, ROOT, Manifest, Pod, of_kind, pods
+from support.ports import free_port
 
 PROGRAMS: Final = {
     "shelora/keymanager": "services.keymanager",
@@ -49,7 +49,7 @@ class Node:
 
     def port(self, component: str, number: int) -> int:
         """The port of this machine that stands for a container's."""
-        return self.numbers.setdefault((component, number), _free_port())
+        return self.numbers.setdefault((component, number), free_port())
 
     def container(self, component: str, name: str) -> Container:
         """A container, not started."""
@@ -237,10 +237,3 @@ class Container:
             return f"127.0.0.1:{self.node.port(self.pod.component, number)}"
         component = "keymanager" if host.startswith("shelora-keymanager") else "aggregator"
         return f"localhost:{self.node.port(component, number)}"
-
-
-def _free_port() -> int:
-    """As in support.deployment, whose import brings in the training libraries and takes longer than a pod."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
