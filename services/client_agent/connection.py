@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import grpc
 import structlog
 
 from services.client_agent.codec import (
@@ -23,10 +21,10 @@ from services.client_agent.codec import (
 )
 from services.client_agent.config import AgentConfig
 from services.client_agent.domain import PayloadKind, Received, Registration, Terms, Upload, View
+from services.client_agent.link import Link
 from services.client_agent.progress import Report
 from services.client_agent.state import AgentState
 from services.common.channel import call, open_channel, receive_stream, send_stream
-from services.common.chunk_codec import rounds_stub
 from services.common.clock import Clock
 from services.common.enrolment import Enrolment, ensure_identity, renew_forever
 from services.common.keymanager_client import FetchedEpoch, KeyManagerClient
@@ -42,81 +40,16 @@ from shelora.errors import (
     SheLoraError,
     SizeMismatch,
 )
-from shelora.v1 import aggregator_pb2, aggregator_pb2_grpc
+from shelora.v1 import aggregator_pb2
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-LONG_BYTES = 4 << 20
-"""Payloads of this length and more are sent over a connection of their own."""
 
 _CALL_TIMEOUT_S = 30.0
 _SILENCE_S = 60.0
 _LONGEST_WAIT_S = 5.0
 _LONGEST_ABSENCE_S = 600.0
 _OFFSET_DIGITS = 20
-
-
-class _Link:
-    """The channel to the aggregator under one certificate, opened for the first call; retired by a renewal.
-
-    Attributes:
-        retired: set when another certificate is in use; the channel is closed once no call uses it.
-        lasting: whether the channel stays open between calls.
-    """
-
-    def __init__(self, aggregator: str, files: IdentityFiles) -> None:
-        self._aggregator = aggregator
-        self._credentials = channel_credentials(files)
-        self._channel: grpc.aio.Channel | None = None
-        self._users = 0
-        self.retired = asyncio.Event()
-        self.lasting = True
-
-    @contextlib.asynccontextmanager
-    async def used(self) -> AsyncIterator[aggregator_pb2_grpc.RoundServiceStub]:
-        """What a call goes through."""
-        if self._channel is None:
-            self._channel = open_channel(self._aggregator, self._credentials)
-            self._rounds = rounds_stub(self._channel)
-        self._users += 1
-        try:
-            yield self._rounds
-        finally:
-            self._users -= 1
-            await self._close_if_idle()
-
-    @contextlib.asynccontextmanager
-    async def rounds_for(self, size_bytes: int) -> AsyncIterator[aggregator_pb2_grpc.RoundServiceStub]:
-        """Where to send a payload: a long one gets a connection of its own, closed afterwards.
-
-        The aggregator's transport keeps a connection's receive buffer as large as its traffic once was, about 1 MB
-        after a long upload; thousands of connections that wait for the next round would hold thousands of them.
-        """
-        if size_bytes < LONG_BYTES:
-            async with self.used() as rounds:
-                yield rounds
-            return
-        channel = open_channel(self._aggregator, self._credentials)
-        try:
-            yield rounds_stub(channel)
-        finally:
-            await channel.close()
-
-    async def retire(self) -> None:
-        """Let the calls in flight finish, then close."""
-        self.retired.set()
-        await self._close_if_idle()
-
-    async def close(self) -> None:
-        """Close at once; a later call opens another channel."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
-
-    async def _close_if_idle(self) -> None:
-        if not self._users and (self.retired.is_set() or not self.lasting):
-            await self.close()
 
 
 class Connection:
@@ -143,7 +76,7 @@ class Connection:
         self._files = files
         self._clock = clock
         self._rng = random.Random()  # noqa: S311  # spreads retries, protects nothing
-        self._link = _Link(aggregator, files)
+        self._link = Link(aggregator, files)
         self._renewal: asyncio.Task[None] | None = None
         self._refused: SheLoraError | None = None
 
@@ -217,7 +150,7 @@ class Connection:
             if not come_back_s and not link.retired.is_set():
                 return
 
-    async def _stay_away(self, seconds: float, link: _Link) -> None:
+    async def _stay_away(self, seconds: float, link: Link) -> None:
         """Wait for that long, or until the certificate is another one or will be renewed no more."""
         waits = {asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(link.retired.wait())}
         try:
@@ -327,7 +260,7 @@ class Connection:
 
     async def _reopen(self) -> None:
         """Use the renewed certificate from now on; calls in flight finish on the old channel."""
-        old, self._link = self._link, _Link(self._aggregator, self._files)
+        old, self._link = self._link, Link(self._aggregator, self._files)
         log.info("certificate renewed, channel reopened")
         await old.retire()
 

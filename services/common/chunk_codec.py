@@ -38,6 +38,9 @@ _HEAD: Final = re.compile(
 Part: TypeAlias = "aggregator_pb2.UploadHeader | aggregator_pb2.DownloadHeader | Piece | None"
 """What a message brings; None when it brings neither header nor chunk."""
 
+RoundsStub: TypeAlias = aggregator_pb2_grpc.RoundServiceStub
+"""The calls of a round, as `rounds_stub` makes them."""
+
 
 def serialize(message: Message | Piece) -> bytes:
     """The bytes of a message, a piece being one that brings a chunk."""
@@ -60,7 +63,7 @@ def reader(kind: type[aggregator_pb2.UploadRequest | aggregator_pb2.DownloadResp
     return read
 
 
-def rounds_stub(channel: grpc.aio.Channel) -> aggregator_pb2_grpc.RoundServiceStub:
+def rounds_stub(channel: grpc.aio.Channel) -> RoundsStub:
     """The calls of a round, whose uploads take and whose downloads bring pieces."""
     stub = aggregator_pb2_grpc.RoundServiceStub(channel)
     calls: Any = stub

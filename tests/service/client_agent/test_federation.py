@@ -347,8 +347,8 @@ async def test_long_payloads_have_a_connection_of_their_own(deployment, monkeypa
         monkeypatch.setattr(channel, "close", closing)
         return channel
 
-    monkeypatch.setattr("services.client_agent.connection.open_channel", opening)
-    monkeypatch.setattr("services.client_agent.connection.LONG_BYTES", 1000)
+    monkeypatch.setattr("services.client_agent.link.open_channel", opening)
+    monkeypatch.setattr("services.client_agent.link.LONG_BYTES", 1000)
     await deployment.create(target_agents=2)
     async with contextlib.AsyncExitStack() as stack:
         one, other = [
