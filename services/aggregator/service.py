@@ -159,7 +159,7 @@ class AggregatorService:
         return await self._agents.register(identity, registration)
 
     def watch_view(self, identity: Identity, federation: str) -> AsyncIterator[AgentView]:
-        """The agent's view: at once, after every change, every 20 seconds; ends with Draining or when it says so."""
+        """The agent's view: at once, after every change, every 20 seconds; ends with Draining or `come_back_ms`."""
         return self._agents.watch(identity, federation)
 
     @contextlib.asynccontextmanager

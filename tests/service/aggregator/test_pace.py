@@ -11,6 +11,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from services.aggregator import servicer
 from services.client_agent.connection import Connection
 from services.client_agent.domain import PayloadKind, Upload
 from services.common.channel import call, receive_stream, send_stream
@@ -18,10 +19,12 @@ from services.common.clock import SystemClock
 from services.common.codec import plan_from_proto
 from services.common.grpc_errors import retry_after_s
 from services.common.identity import Role
+from services.common.transfer import Piece
 from shelora.errors import QuotaExceeded
 from shelora.v1 import aggregator_pb2 as wire
 from support.aggregator import FEDERATION, running_aggregator, upload_header
-from support.deployment import until
+from support.deployment import until, until_seen
+from support.rounds import send_sensitivities
 from support.updates import sensitivities
 
 
@@ -87,6 +90,37 @@ async def test_transfers_wait_for_a_place_and_nothing_is_lost(aggregator, negoti
         assert await asyncio.wait_for(sending, 20) == len(payload.read_bytes())
     assert {type(error) for error in told} == {QuotaExceeded}
     assert (await agents[2].staged(header)).complete
+
+
+async def endless(*_):
+    """Pieces of a payload that has no end, so that its reader's window is full."""
+    data, offset = bytes(1 << 20), 0
+    while True:
+        yield Piece(offset, data, 0)
+        offset += len(data)
+
+
+async def test_a_download_that_its_reader_left_frees_its_place_at_once(aggregator, negotiating, agents, monkeypatch):
+    for index, agent in enumerate(agents):
+        await send_sensitivities(agent, sensitivities(index))
+    await agents[0].until(wire.AGENT_TASK_FACTORS)
+    monkeypatch.setattr(servicer, "_stored_pieces", endless)
+    kind = wire.PAYLOAD_KIND_SENSITIVITY
+    gc.disable()
+    try:
+        request = wire.DownloadRequest(federation=FEDERATION, kind=kind, plan_version=1)
+        stream = agents[0].rounds.Download(request)
+        for _ in range(2):
+            await stream.read()
+        assert 'shelora_stream_places_taken{kind="transfer"} 1.0' in await metrics(aggregator)
+        stream.cancel()
+
+        async def freed() -> bool:
+            return 'shelora_stream_places_taken{kind="transfer"} 0.0' in await metrics(aggregator)
+
+        await until_seen(freed, "the place is free", patience_s=10)
+    finally:
+        gc.enable()
 
 
 async def test_an_agent_without_a_place_comes_back_over_connections_that_it_closes(aggregator, negotiating, agents):
